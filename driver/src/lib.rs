@@ -1,1 +1,5 @@
-//! Under construction.
+//! NIC drivers and their transports.
+//!
+//! A driver knows NICs, not OVS: what it offers upwards is [`nic::Nic`].
+
+pub mod nic;

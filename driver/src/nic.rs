@@ -1,0 +1,494 @@
+//! What the planner sees of a NIC: capabilities, tables, entries, counters, events, and the slow path's packets.
+//!
+//! One trait, several NICs. Nothing here is particular to a device or to OVS: tables are described by the capability
+//! records that the device gave, and whoever fills them decides from those records alone.
+
+use smallvec::SmallVec;
+
+/// A match-action table of the NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableId(pub u16);
+
+/// A port of the NIC, physical or VF; the NIC's own number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NicPort(pub u16);
+
+/// A stage of the pipeline: tables that are searched one after the other until one hits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stage(pub u8);
+
+/// Where an entry lives: chosen by the caller, below the table's `max_entries`. Also the entry's counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId {
+    /// Table.
+    pub table: TableId,
+    /// Index within the table.
+    pub index: u32,
+}
+
+/// A field that a NIC's parser can give to a table, or that an action can set. Values are big-endian, right-aligned in
+/// their width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Field {
+    /// Ingress port of the NIC, 16 bits.
+    InPort,
+    /// Metadata register, 32 bits; 0 from the wire.
+    Metadata,
+    /// Ethernet destination, 48 bits.
+    EthDst,
+    /// Ethernet source, 48 bits.
+    EthSrc,
+    /// Innermost Ethernet type after the VLAN tags that the parser takes, 16 bits.
+    EthType,
+    /// Outer tag's protocol ID, 16 bits; 0 without a tag.
+    Vlan0Tpid,
+    /// Outer tag: priority 3 bits, "present" 1 bit, VLAN ID 12 bits; 0 without a tag.
+    Vlan0Tci,
+    /// Inner tag's protocol ID.
+    Vlan1Tpid,
+    /// Inner tag.
+    Vlan1Tci,
+    /// IP protocol or next header, 8 bits.
+    IpProto,
+    /// TOS or traffic class, 8 bits.
+    IpTos,
+    /// TTL or hop limit, 8 bits.
+    IpTtl,
+    /// IPv4 source, 32 bits.
+    Ipv4Src,
+    /// IPv4 destination, 32 bits.
+    Ipv4Dst,
+    /// IPv6 source, 128 bits.
+    Ipv6Src,
+    /// IPv6 destination, 128 bits.
+    Ipv6Dst,
+    /// IPv6 flow label, 20 bits.
+    Ipv6Label,
+    /// TCP, UDP or SCTP source port, or ICMP type, 16 bits.
+    L4Src,
+    /// TCP, UDP or SCTP destination port, or ICMP code, 16 bits.
+    L4Dst,
+    /// TCP flags, 12 bits.
+    TcpFlags,
+    /// ARP operation, 16 bits.
+    ArpOp,
+    /// ARP sender protocol address, 32 bits.
+    ArpSpa,
+    /// ARP target protocol address, 32 bits.
+    ArpTpa,
+    /// ARP sender hardware address, 48 bits.
+    ArpSha,
+    /// ARP target hardware address, 48 bits.
+    ArpTha,
+    /// Tunnel ID (VNI), 24 bits, of a packet that a decap action unwrapped.
+    TunId,
+    /// Outer IPv4 source of such a packet, 32 bits.
+    TunIpv4Src,
+    /// Outer IPv4 destination of such a packet, 32 bits.
+    TunIpv4Dst,
+}
+
+/// Which masks a table takes in a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatchKind {
+    /// All bits only.
+    Exact,
+    /// A prefix, the whole field, or nothing.
+    Prefix,
+    /// Any bits.
+    Any,
+}
+
+/// One field of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FieldCaps {
+    /// Field.
+    pub field: Field,
+    /// First byte in the entry's key and mask.
+    pub offset: u16,
+    /// Width in bits; takes `width.div_ceil(8)` bytes, big-endian, right-aligned.
+    pub width: u16,
+    /// Which masks the table takes.
+    pub kind: MatchKind,
+}
+
+/// How a table finds entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableKind {
+    /// Ternary: any mask, priorities.
+    Tcam,
+    /// Hash of the masked key: a bounded number of different masks, no priorities.
+    Hash {
+        /// Different masks that the table holds at once.
+        max_masks: u32,
+    },
+}
+
+/// Actions as bits of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum ActionKind {
+    Output,
+    SetField,
+    PushVlan,
+    PopVlan,
+    DecTtl,
+    Trunc,
+    VxlanEncap,
+    VxlanDecap,
+    Meter,
+    Trap,
+    SetMetadata,
+    Goto,
+}
+
+/// Set of [`ActionKind`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ActionSet(pub u32);
+
+impl ActionSet {
+    /// True if `kind` is in the set.
+    pub fn has(self, kind: ActionKind) -> bool {
+        self.0 & (1 << kind as u8) != 0
+    }
+    /// The set with `kind`.
+    #[must_use]
+    pub fn with(self, kind: ActionKind) -> Self {
+        Self(self.0 | 1 << kind as u8)
+    }
+}
+
+/// What happens to a packet that no entry of a table matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Miss {
+    /// Another table of the same stage is searched.
+    Next(TableId),
+    /// The packet goes to the slow queue.
+    SlowQueue,
+}
+
+/// Capability record of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableCaps {
+    /// Table.
+    pub id: TableId,
+    /// Kind.
+    pub kind: TableKind,
+    /// Stage it belongs to.
+    pub stage: Stage,
+    /// Fields, by ascending offset.
+    pub fields: Vec<FieldCaps>,
+    /// Length of key and mask in bytes.
+    pub key_len: u16,
+    /// Actions that entries may hold.
+    pub actions: ActionSet,
+    /// Fields that `SetField` can set here.
+    pub settable: Vec<Field>,
+    /// Actions per entry.
+    pub max_actions: u8,
+    /// Entries.
+    pub max_entries: u32,
+    /// Stages that an entry may go to.
+    pub goto: Vec<Stage>,
+    /// Miss.
+    pub miss: Miss,
+}
+
+/// One port as the device describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortCaps {
+    /// Number.
+    pub port: NicPort,
+    /// A virtual function's port.
+    pub virtual_function: bool,
+    /// Largest frame in bytes, without FCS.
+    pub max_frame: u32,
+}
+
+/// Everything that the device said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicCaps {
+    /// Name of the device family, for people.
+    pub device: String,
+    /// Name of the profile or model, for people.
+    pub model: String,
+    /// Ports.
+    pub ports: Vec<PortCaps>,
+    /// Tables, in the order in which a stage searches them.
+    pub tables: Vec<TableCaps>,
+    /// Slow receive queues.
+    pub slow_queues: u16,
+    /// Meters.
+    pub meters: u32,
+}
+
+impl NicCaps {
+    /// Capability record of a table.
+    pub fn table(&self, id: TableId) -> Option<&TableCaps> {
+        self.tables.iter().find(|t| t.id == id)
+    }
+}
+
+/// Largest key of any table in bytes.
+pub const KEY_MAX: usize = 128;
+/// A field's value: big-endian, right-aligned.
+pub type FieldValue = [u8; 16];
+
+/// One action of an entry, carried out in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NicAction {
+    /// Send the packet as it is now to a port.
+    Output(NicPort),
+    /// Set the bits of `field` that are 1 in `mask`; checksums follow.
+    SetField {
+        /// Field.
+        field: Field,
+        /// New bits.
+        value: FieldValue,
+        /// Which bits change.
+        mask: FieldValue,
+    },
+    /// Push an outer VLAN tag.
+    PushVlan {
+        /// Tag protocol ID.
+        tpid: u16,
+        /// Tag as on the wire.
+        tci: u16,
+    },
+    /// Pop the outer VLAN tag.
+    PopVlan,
+    /// Decrement TTL or hop limit; a packet at 0 or 1 goes to the slow queue unchanged.
+    DecTtl,
+    /// The next output sends at most this many bytes.
+    Trunc(u32),
+    /// Wrap in outer headers: a template of Ethernet to VXLAN whose lengths and checksum the NIC fills in.
+    VxlanEncap(Box<[u8]>),
+    /// Unwrap VXLAN; tunnel fields become matchable in later stages.
+    VxlanDecap,
+    /// Police by a meter.
+    Meter(u32),
+    /// Give the packet to the slow queue.
+    Trap,
+    /// Set the metadata register.
+    SetMetadata(u32),
+    /// Parse the packet as it is now and search another stage.
+    Goto(Stage),
+}
+
+/// An entry: key and mask in the table's layout, and actions. No actions: drop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Priority in a TCAM, higher wins; 0 elsewhere.
+    pub priority: u16,
+    /// Key, the table's `key_len` bytes; no bit outside the mask.
+    pub key: SmallVec<[u8; 64]>,
+    /// Mask, the table's `key_len` bytes.
+    pub mask: SmallVec<[u8; 64]>,
+    /// Actions in order.
+    pub actions: SmallVec<[NicAction; 2]>,
+}
+
+/// A change of a table. The cookie comes back in the completion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Update {
+    /// Insert an entry in a free place.
+    Insert {
+        /// Cookie.
+        cookie: u64,
+        /// Place.
+        id: EntryId,
+        /// Entry.
+        entry: Entry,
+    },
+    /// Replace the actions of an entry in one step: every packet sees the old or the new ones. Counters go on.
+    Replace {
+        /// Cookie.
+        cookie: u64,
+        /// Place.
+        id: EntryId,
+        /// The entry; key and mask as installed.
+        entry: Entry,
+    },
+    /// Delete an entry; the completion has its last counters.
+    Delete {
+        /// Cookie.
+        cookie: u64,
+        /// Place.
+        id: EntryId,
+    },
+}
+
+/// Counters of an entry, since its insertion.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EntryCounters {
+    /// Packets.
+    pub packets: u64,
+    /// L2 bytes, without FCS, of the packets as they matched.
+    pub bytes: u64,
+    /// Device time of the last packet in nanoseconds; 0: none.
+    pub used_ns: u64,
+    /// OR of the TCP flags seen.
+    pub tcp_flags: u16,
+}
+
+/// How the device answered an [`Update`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UpdateStatus {
+    /// Done.
+    Ok,
+    /// No room (or no room where the key hashes to).
+    TableFull,
+    /// One mask too many for a hash table.
+    MasksFull,
+    /// An entry with the same key and mask is there.
+    Duplicate,
+    /// Delete or replace of an entry that is not there.
+    NotFound,
+    /// The device refused the entry; the number is its code. A bug on our side.
+    Rejected(u16),
+    /// The device was reset or removed before it answered: nothing is known, all tables are empty or gone.
+    Aborted,
+    /// No answer within the deadline; the driver has asked for a reset.
+    TimedOut,
+}
+
+/// Completion of an [`Update`]. Each update has exactly one, in any order across entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpdateResult {
+    /// The update's cookie.
+    pub cookie: u64,
+    /// Answer.
+    pub status: UpdateStatus,
+    /// Last counters, of a delete.
+    pub counters: Option<EntryCounters>,
+}
+
+/// Something that the device reports on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NicEvent {
+    /// Link state of a port.
+    Link {
+        /// Port.
+        port: NicPort,
+        /// Up.
+        up: bool,
+    },
+    /// An entry's memory was damaged: it matches nothing until it is deleted and inserted again.
+    ParityError(EntryId),
+    /// A table is filling up or has room again.
+    TablePressure {
+        /// Table.
+        table: TableId,
+        /// Entries in use.
+        used: u32,
+    },
+    /// The device lost its tables (it was reset, by itself or by us); they are empty and it is ready again.
+    /// Counters of before stay readable (see [`Nic::reset`]).
+    TablesLost,
+    /// The device is gone for good.
+    Gone,
+}
+
+/// State of the device as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NicState {
+    /// Works.
+    Ready,
+    /// Hung or in a fatal state; a reset is needed or under way.
+    Failed,
+    /// Gone for good (unplugged).
+    Gone,
+}
+
+/// A packet that the NIC's tables did not finish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowRx {
+    /// Ingress port.
+    pub port: NicPort,
+    /// Metadata register when the packet left the pipeline.
+    pub metadata: u32,
+    /// Stage whose lookup missed, or whose entry trapped the packet.
+    pub stage: Stage,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// Where the slow path sends a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlowTx {
+    /// Out of a port.
+    Port(NicPort),
+    /// Into the pipeline at its start, as if received on a port.
+    Pipeline(NicPort),
+}
+
+/// What a driver reports when the device or its transport fails.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NicError {
+    /// The transport failed.
+    #[error(transparent)]
+    Bus(#[from] flowlift_bus::BusError),
+    /// The device is gone.
+    #[error("{0}: the NIC is gone")]
+    Gone(String),
+    /// The device does not work and must be reset.
+    #[error("{device}: the NIC failed: {why}")]
+    Failed {
+        /// Name of the function.
+        device: String,
+        /// Cause.
+        why: String,
+    },
+    /// The device said something that cannot be.
+    #[error("{device}: the NIC is not to be trusted: {what}")]
+    Lies {
+        /// Name of the function.
+        device: String,
+        /// What it said.
+        what: String,
+    },
+    /// The caller asked for something that the capability records exclude.
+    #[error("not possible on this NIC: {0}")]
+    Invalid(String),
+}
+
+/// A NIC as the planner and the slow path use it. One owner drives it; nothing here blocks.
+pub trait Nic: Send {
+    /// What the device said of itself.
+    fn caps(&self) -> &NicCaps;
+    /// Its state.
+    fn state(&self) -> NicState;
+    /// Queues updates in order; returns how many were taken (the ring may be full). Updates of one entry keep their
+    /// order. The device learns of them at the next `kick`.
+    fn submit(&mut self, updates: &[Update]) -> Result<usize, NicError>;
+    /// Tells the device about everything queued: at most one doorbell.
+    fn kick(&mut self) -> Result<(), NicError>;
+    /// Takes completions and events that have come in. Deadlines are checked here too.
+    fn poll(&mut self, results: &mut Vec<UpdateResult>, events: &mut Vec<NicEvent>) -> Result<(), NicError>;
+    /// Counters of an entry that is installed, as last written back by the device.
+    fn counters(&self, id: EntryId) -> EntryCounters;
+    /// Starts a read-back of an entry; the answer comes by `take_read_back`.
+    fn read_back(&mut self, id: EntryId) -> Result<(), NicError>;
+    /// An entry that was read back: `None` inside for a place that is empty.
+    fn take_read_back(&mut self) -> Option<(EntryId, Option<Entry>)>;
+    /// The bytes of an entry as the device will see them, for raise-and-compare.
+    fn encode(&self, table: TableId, entry: &Entry, out: &mut Vec<u8>) -> Result<(), NicError>;
+    /// The entry that such bytes mean.
+    fn decode(&self, table: TableId, bytes: &[u8]) -> Result<Entry, NicError>;
+    /// Takes up to `max` packets from the slow queues, in order per queue; each is handed to `packet`.
+    fn rx(&mut self, max: usize, packet: &mut dyn FnMut(SlowRx, &[u8])) -> Result<usize, NicError>;
+    /// Sends a packet from the slow path. `Ok(false)`: no room now, nothing was taken.
+    fn tx(&mut self, to: SlowTx, frame: &[u8]) -> Result<bool, NicError>;
+    /// Packets given to `tx` that the device is known not to have sent, after it failed. They are the caller's again.
+    fn take_unsent(&mut self) -> Vec<(SlowTx, Vec<u8>)>;
+    /// Resets the device and brings it up again with empty tables; pending updates complete as `Aborted`. Entry
+    /// counters as of the reset stay readable by `counters` until the entry's place is used again.
+    fn reset(&mut self) -> Result<(), NicError>;
+    /// Link state of a port.
+    fn link(&self, port: NicPort) -> bool;
+}
