@@ -8,12 +8,14 @@
 //! This crate knows nothing else of ours.
 #![allow(unsafe_code)] // DMA memory is shared with a device: see `mem`.
 
+mod config;
 mod device;
 mod dma;
 mod error;
 mod mem;
 mod pci;
 
+pub use config::{ConfigEffect, ConfigSpace};
 pub use device::{BarSpec, DeviceModel, DmaBus, IrqSink, PciIdentity};
 pub use dma::{DmaDirection, DmaDomain, IovaRange, Mapping, MappingGuard};
 pub use error::{BusError, DmaFault};

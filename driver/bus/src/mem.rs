@@ -1,10 +1,12 @@
 //! DMA memory: a memfd that host and device share.
 //!
 //! Both sides may write at any time, so it is only ever accessed by volatile or atomic operations and never lent out as
-//! a slice.
+//! a slice. A memfd that shrank under its mapping would kill the process with SIGBUS, so memory is sealed against it
+//! where the kernel lets us, and a peer's file is measured before it is mapped.
 
 use crate::BusError;
 use memmap2::MmapRaw;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -34,15 +36,26 @@ impl DmaMem {
     pub fn new(len: usize) -> Result<Self, BusError> {
         let io = |what| move |source: std::io::Error| BusError::Io { what, source };
         let len = len.max(1).next_multiple_of(4096);
-        let fd = memfd_create("flowlift-dma", MFdFlags::MFD_CLOEXEC)
+        let fd = memfd_create("flowlift-dma", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
             .map_err(|e| BusError::Io { what: "memfd_create", source: e.into() })?;
         let file = File::from(fd);
         file.set_len(len as u64).map_err(io("size of a memfd"))?;
         Self::from_file(file, len)
     }
 
-    /// Maps the first `len` bytes of a memfd made elsewhere (a vfio-user peer's).
+    /// Maps the first `len` bytes of a memfd made elsewhere (a vfio-user peer's). A file that is shorter is refused,
+    /// and sealed against shrinking where its maker allowed seals.
     pub fn from_file(file: File, len: usize) -> Result<Self, BusError> {
+        let size = file
+            .metadata()
+            .map_err(|source| BusError::Io { what: "size of DMA memory", source })?
+            .len();
+        if len == 0 || size < len as u64 {
+            return Err(BusError::OutOfRange { what: "file behind DMA memory", offset: 0, len, size });
+        }
+        // A file without seals (hugetlbfs, or MFD_ALLOW_SEALING missing) is the peer's to keep alive: refusing it would
+        // refuse QEMU's guest memory too.
+        let _ = fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK));
         let map = memmap2::MmapOptions::new()
             .len(len)
             .map_raw(&file)
@@ -71,6 +84,7 @@ impl DmaMem {
     }
 
     fn at(&self, offset: usize, len: usize, align: usize) -> Result<*mut u8, BusError> {
+        // The mapping is page-aligned, so an aligned offset is an aligned address.
         if offset.checked_add(len).is_none_or(|end| end > self.inner.len) || !offset.is_multiple_of(align) {
             return Err(BusError::OutOfRange {
                 what: "DMA memory",
@@ -161,6 +175,98 @@ fn copy_in(mut p: *mut u8, mut data: &[u8]) {
             unsafe { AtomicU8::from_ptr(p) }.store(data[0], Ordering::Relaxed);
             data = &data[1..];
             p = p.wrapping_add(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn new_memory_is_zero_and_whole_pages() {
+        let m = DmaMem::new(5000).unwrap();
+        assert_eq!(m.len(), 8192);
+        let mut all = vec![0xff; 8192];
+        m.read_bytes(0, &mut all).unwrap();
+        assert!(all.iter().all(|&b| b == 0));
+        assert_eq!(DmaMem::new(0).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn words_are_little_endian_in_memory() {
+        let m = DmaMem::new(4096).unwrap();
+        m.store_u64(8, 0x0102_0304_0506_0708, Ordering::Release).unwrap();
+        m.store_u32(16, 0x0a0b_0c0d, Ordering::Release).unwrap();
+        let mut b = [0; 12];
+        m.read_bytes(8, &mut b).unwrap();
+        assert_eq!(b, [8, 7, 6, 5, 4, 3, 2, 1, 0x0d, 0x0c, 0x0b, 0x0a]);
+        assert_eq!(m.load_u32(12, Ordering::Acquire).unwrap(), 0x0102_0304);
+    }
+
+    #[test]
+    fn a_clone_and_a_second_mapping_see_the_same_bytes() {
+        let m = DmaMem::new(4096).unwrap();
+        let peer = DmaMem::from_file(File::from(m.fd().try_clone_to_owned().unwrap()), 4096).unwrap();
+        assert_ne!(m.as_ptr(), peer.as_ptr());
+        peer.write_bytes(100, b"from the other side").unwrap();
+        let mut b = [0; 19];
+        m.clone().read_bytes(100, &mut b).unwrap();
+        assert_eq!(&b, b"from the other side");
+    }
+
+    #[test]
+    fn misaligned_and_outside_accesses_are_errors_with_the_place() {
+        let m = DmaMem::new(4096).unwrap();
+        for (offset, len) in [(4093usize, 4usize), (4096, 1), (usize::MAX, 2), (1, 4)] {
+            let e = match len {
+                4 => m.load_u32(offset, Ordering::Relaxed).map(|_| ()),
+                n => m.read_bytes(offset, &mut vec![0; n]),
+            };
+            assert!(
+                matches!(e, Err(BusError::OutOfRange { offset: o, size: 4096, .. }) if o == offset as u64),
+                "{offset} {len}: {e:?}"
+            );
+        }
+        assert!(m.store_u64(4, 0, Ordering::Relaxed).is_err());
+        assert!(m.store_u64(4096, 0, Ordering::Relaxed).is_err());
+        assert!(m.read_bytes(4096, &mut []).is_ok(), "no bytes at the very end are none outside");
+    }
+
+    #[test]
+    fn neither_side_can_shrink_the_memory_under_the_other() {
+        let m = DmaMem::new(8192).unwrap();
+        let peer = File::from(m.fd().try_clone_to_owned().unwrap());
+        assert!(peer.set_len(4096).is_err(), "a shrunk memfd would be SIGBUS for fd {}", peer.as_raw_fd());
+        m.write_bytes(8000, b"still there").unwrap();
+    }
+
+    #[test]
+    fn a_short_file_from_a_peer_is_refused() {
+        let fd = memfd_create("short", MFdFlags::MFD_CLOEXEC).unwrap();
+        let f = File::from(fd);
+        f.set_len(100).unwrap();
+        assert!(matches!(DmaMem::from_file(f, 4096), Err(BusError::OutOfRange { size: 100, .. })));
+    }
+
+    proptest! {
+        /// Any offset, length and alignment: what goes in comes out, and nothing else changes.
+        #[test]
+        fn copies_agree_with_a_plain_buffer(ops in prop::collection::vec((0usize..300, prop::collection::vec(any::<u8>(), 0..70)), 1..20)) {
+            let m = DmaMem::new(4096).unwrap();
+            let mut plain = vec![0u8; 4096];
+            for (offset, data) in &ops {
+                m.write_bytes(*offset, data).unwrap();
+                plain[*offset..*offset + data.len()].copy_from_slice(data);
+                let mut back = vec![0; data.len()];
+                m.read_bytes(*offset, &mut back).unwrap();
+                prop_assert_eq!(&back, data);
+            }
+            let mut all = vec![0; 4096];
+            m.read_bytes(0, &mut all).unwrap();
+            prop_assert_eq!(all, plain);
         }
     }
 }
