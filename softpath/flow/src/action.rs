@@ -4,7 +4,7 @@ use crate::{Key, MacAddr, PortNo};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// One action of a flow. Numbers in the comments are `OVS_ACTION_ATTR_*`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
     /// 1: send the packet as it is now to a port.
     Output(PortNo),
@@ -124,7 +124,7 @@ pub enum Action {
 }
 
 /// Algorithm of the hash action.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HashAlg {
     /// Five-tuple, `OVS_HASH_ALG_L4`.
     L4,
@@ -133,7 +133,7 @@ pub enum HashAlg {
 }
 
 /// Arguments of the userspace action.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Userspace {
     /// Netlink port ID to send to; ignored with per-CPU dispatch.
     pub pid: u32,
@@ -147,7 +147,7 @@ pub struct Userspace {
 
 /// One header for set and masked set; as a mask, the same variant holds masks in every field. Integers are in native
 /// order here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Header {
     /// PRIORITY.
     SkbPriority(u32),
@@ -267,7 +267,7 @@ pub enum Header {
 }
 
 /// Argument of push_nsh.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NshHeader {
     /// Flags.
     pub flags: u8,
@@ -284,7 +284,7 @@ pub struct NshHeader {
 }
 
 /// Arguments of ct.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Ct {
     /// Commit the connection.
     pub commit: bool,
@@ -307,7 +307,7 @@ pub struct Ct {
 }
 
 /// The nat argument of ct.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Nat {
     /// Direction; `None` only touches committed connections (U12).
     pub direction: Option<NatDirection>,
@@ -324,7 +324,7 @@ pub struct Nat {
 }
 
 /// Which address nat changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NatDirection {
     /// Source.
     Src,
@@ -333,7 +333,7 @@ pub enum NatDirection {
 }
 
 /// Argument of tnl_push: a ready-made outer header.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TnlPush {
     /// Tunnel vport.
     pub tnl_port: PortNo,
