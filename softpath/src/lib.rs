@@ -1,3 +1,6 @@
 //! Under construction.
 
+pub mod actions;
+pub mod checksum;
 pub mod extract;
+pub mod packet;

@@ -1,0 +1,242 @@
+//! A packet on its way through the datapath: bytes with room to grow, and what is known about them.
+//!
+//! A [`Packet`] owns one buffer for its whole life. Receiving, pushing and popping headers, cloning into it and sending
+//! from it move offsets or copy bytes, but allocate only when a frame is larger than any that the buffer held before;
+//! so a batch of packets that is kept and refilled costs no allocation in steady state.
+//!
+//! ```text
+//!  buffer: | headroom | data            | tailroom |
+//!                     ^ start           ^ start + len
+//! ```
+
+use flowlift_flow::{Metadata, key::eth_type};
+
+/// Bytes kept free ahead of a received frame: room for the headers that actions push (two VLAN tags, a label stack, an
+/// NSH header) without moving the frame.
+pub const HEADROOM: usize = 128;
+/// Bytes that a new packet's buffer has behind its headroom: an ordinary frame with tags and some tail.
+pub const DEFAULT_ROOM: usize = 2048;
+
+/// Kind of a packet's first header, as in a key's `packet_type`: name space in the upper, type in the lower 16 bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct PacketType(pub u32);
+
+impl PacketType {
+    /// An Ethernet frame.
+    pub const ETHERNET: Self = Self(0);
+    /// A bare NSH header.
+    pub const NSH: Self = Self::bare(eth_type::NSH);
+    /// A bare IPv4 header.
+    pub const IPV4: Self = Self::bare(eth_type::IPV4);
+    /// A bare IPv6 header.
+    pub const IPV6: Self = Self::bare(eth_type::IPV6);
+
+    /// A packet without Ethernet header whose first header is what this Ethernet type stands for.
+    pub const fn bare(eth_type: u16) -> Self {
+        Self(1 << 16 | eth_type as u32)
+    }
+
+    /// True for an Ethernet frame.
+    pub const fn is_ethernet(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Ethernet type of a bare packet's first header.
+    pub const fn eth_type(self) -> u16 {
+        self.0 as u16
+    }
+}
+
+/// What is known of a packet's five-tuple hash, which OVS takes once, when the packet is first seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum FlowHash {
+    /// Not needed so far: the key at hand gives it.
+    #[default]
+    Unknown,
+    /// Taken before a header changed.
+    Known(u32),
+    /// Discarded together with the headers that it was taken from.
+    Stale,
+}
+
+/// A packet. See the module's head.
+#[derive(Debug, Clone)]
+pub struct Packet {
+    buf: Vec<u8>,
+    start: usize,
+    len: usize,
+    /// Bytes to cut from the end, set by the trunc action.
+    pub(crate) cut: usize,
+    /// The next output or upcall is cut.
+    pub(crate) cut_next: bool,
+    pub(crate) flow_hash: FlowHash,
+    /// Kind of the first header.
+    pub packet_type: PacketType,
+    /// Ingress port, recirculation ID, hash, mark and priority.
+    pub metadata: Metadata,
+}
+
+impl Packet {
+    /// An empty packet with room for an ordinary frame.
+    pub fn new() -> Self {
+        Self::with_room(DEFAULT_ROOM)
+    }
+
+    /// An empty packet with room for frames of `room` bytes; a larger one makes it grow.
+    pub fn with_room(room: usize) -> Self {
+        Self {
+            buf: vec![0; HEADROOM + room],
+            start: HEADROOM,
+            len: 0,
+            cut: 0,
+            cut_next: false,
+            flow_hash: FlowHash::Unknown,
+            packet_type: PacketType::ETHERNET,
+            metadata: Metadata::default(),
+        }
+    }
+
+    /// Makes this a fresh Ethernet frame of `len` bytes from the wire and gives its bytes, to be overwritten: they still
+    /// hold whatever was in the buffer.
+    #[inline]
+    pub fn receive(&mut self, len: usize, metadata: Metadata) -> &mut [u8] {
+        if self.buf.len() < HEADROOM + len {
+            self.buf.resize(HEADROOM + len, 0);
+        }
+        self.start = HEADROOM;
+        self.len = len;
+        self.cut = 0;
+        self.cut_next = false;
+        self.flow_hash = FlowHash::Unknown;
+        self.packet_type = PacketType::ETHERNET;
+        self.metadata = metadata;
+        &mut self.buf[HEADROOM..HEADROOM + len]
+    }
+
+    /// Makes this a fresh Ethernet frame from the wire.
+    #[inline]
+    pub fn fill(&mut self, frame: &[u8], metadata: Metadata) {
+        self.receive(frame.len(), metadata).copy_from_slice(frame);
+    }
+
+    /// Makes this a copy of `other`, reusing the buffer.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.receive(other.len, other.metadata).copy_from_slice(other.bytes());
+        self.cut = other.cut;
+        self.cut_next = other.cut_next;
+        self.flow_hash = other.flow_hash;
+        self.packet_type = other.packet_type;
+    }
+
+    /// Length in bytes, without a pending truncation.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if no byte is left.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The whole packet.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        &self.buf[self.start..self.start + self.len]
+    }
+
+    /// The whole packet, to write.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buf[self.start..self.start + self.len]
+    }
+
+    /// Length that a pending truncation would leave.
+    pub(crate) fn send_len(&self) -> usize {
+        self.len.saturating_sub(self.cut)
+    }
+
+    /// What the next output sends: all bytes, or less after a trunc action, which this uses up.
+    #[inline]
+    pub(crate) fn take_for_output(&mut self) -> &[u8] {
+        let mut len = self.len;
+        if self.cut_next {
+            len = self.send_len();
+            self.cut = 0;
+            self.cut_next = false;
+        }
+        &self.buf[self.start..self.start + len]
+    }
+
+    /// The bytes from `at`, if there are at least `len` of them.
+    #[inline]
+    pub(crate) fn header(&self, at: usize, len: usize) -> Option<&[u8]> {
+        self.bytes().get(at..at.checked_add(len)?)
+    }
+
+    /// As [`Packet::header`], to write.
+    #[inline]
+    pub(crate) fn header_mut(&mut self, at: usize, len: usize) -> Option<&mut [u8]> {
+        self.bytes_mut().get_mut(at..at.checked_add(len)?)
+    }
+
+    /// Opens a gap of `count` bytes, content undefined, `at` bytes behind the first one; what is ahead of it moves
+    /// towards the front, since that is shorter than what is behind it. `at` is at most the length.
+    pub(crate) fn insert(&mut self, at: usize, count: usize) -> &mut [u8] {
+        if self.start < count {
+            let more = count - self.start + HEADROOM;
+            self.buf.splice(0..0, std::iter::repeat_n(0, more));
+            self.start += more;
+        }
+        let old = self.start;
+        self.start -= count;
+        self.len += count;
+        self.buf.copy_within(old..old + at, self.start);
+        &mut self.buf[self.start + at..self.start + at + count]
+    }
+
+    /// Removes `count` bytes that begin `at` bytes behind the first one. `at + count` is at most the length.
+    pub(crate) fn remove(&mut self, at: usize, count: usize) {
+        self.buf.copy_within(self.start..self.start + at, self.start + count);
+        self.start += count;
+        self.len -= count;
+        self.cut = self.cut.min(self.len);
+    }
+}
+
+impl Default for Packet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_reused_and_grows_for_larger_frames_only() {
+        let mut p = Packet::new();
+        let before = p.receive(1500, Metadata::default()).as_ptr();
+        assert_eq!(p.receive(60, Metadata::default()).as_ptr(), before);
+        assert_eq!(p.receive(65_535, Metadata::default()).len(), 65_535);
+        let grown = p.bytes().as_ptr();
+        p.fill(&[1, 2, 3], Metadata::default());
+        assert_eq!((p.bytes(), p.bytes().as_ptr()), (&[1u8, 2, 3][..], grown));
+    }
+
+    #[test]
+    fn insert_and_remove_keep_both_sides() {
+        let mut p = Packet::with_room(16);
+        p.fill(b"abcdef", Metadata::default());
+        p.insert(2, 3).copy_from_slice(b"XYZ");
+        assert_eq!(p.bytes(), b"abXYZcdef");
+        p.remove(1, 4);
+        assert_eq!(p.bytes(), b"acdef");
+        // Far more than the headroom.
+        for _ in 0..100 {
+            p.insert(1, 4).copy_from_slice(b"....");
+        }
+        assert_eq!((p.len(), p.bytes()[0], &p.bytes()[401..]), (405, b'a', &b"cdef"[..]));
+    }
+}
