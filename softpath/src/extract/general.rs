@@ -29,8 +29,9 @@ pub(super) fn headers(frame: &[u8], key: &mut Key) -> Layers {
     if is_vlan(found)
         && let Some(tag) = key.vlan.get_mut(tags)
     {
-        // The tag is cut off: present, and empty (R35).
+        // The tag is cut off: present, and empty, with no type behind it (R35).
         tag.tpid = found.into();
+        key.eth_type = 0.into();
     }
     layers.l2_len = (frame.len() - rest.len()) as u8;
 

@@ -45,13 +45,22 @@ pub(super) fn headers(packet: &[u8], key: &mut Key, layers: &mut Layers) {
     (key.ipv6_src, key.ipv6_dst) = (src, dst);
     let flow = u32::from_be_bytes([f0, f1, f2, f3]);
     // A payload length past the frame means a packet cut off (R34, for IPv6).
-    let end = usize::from(u16::from_be_bytes([l0, l1])).min(payload.len());
+    let length = usize::from(u16::from_be_bytes([l0, l1]));
+    let end = length.min(payload.len());
     let payload = &payload[..end];
     layers.end = layers.l3 + (HEADER + end) as u32;
+    layers.l3_kind = L3Kind::Ipv6;
 
-    let Some(chain) = Chain::walk(payload, proto) else {
-        return;
-    };
+    let mut chain = Chain { proto, frag: Frag::No, rest: payload, seen: 0 };
+    let whole = chain.walk();
+    if !whole {
+        if end == length {
+            // A header longer than the payload: the packet contradicts itself, only the addresses are believed.
+            return;
+        }
+        // The frame ends within the chain: what is behind is not known, what came before stays.
+        chain.proto = next::NONE;
+    }
     key.ipv6_label = (flow & 0xf_ffff).into();
     key.ip_tos = (flow >> 20) as u8;
     key.ip_ttl = hop_limit;
@@ -59,7 +68,9 @@ pub(super) fn headers(packet: &[u8], key: &mut Key, layers: &mut Layers) {
     key.ip_frag = chain.frag as u8;
     key.ipv6_exthdrs = chain.seen;
     layers.frag = chain.frag;
-    layers.l3_kind = L3Kind::Ipv6;
+    if !whole {
+        return;
+    }
     layers.l4 = layers.l3 + (HEADER + payload.len() - chain.rest.len()) as u32;
     if chain.frag != Frag::Later {
         layers.l4_kind = match chain.proto {
@@ -69,39 +80,39 @@ pub(super) fn headers(packet: &[u8], key: &mut Key, layers: &mut Layers) {
     }
 }
 
-/// A chain of extension headers, walked to its end or to the header of a later fragment.
+/// A chain of extension headers, as far as it has been walked.
 struct Chain<'a> {
-    /// The upper-layer protocol, or 44 for a later fragment.
+    /// Protocol of what stands in `rest`; 44 in a later fragment.
     proto: u8,
     frag: Frag,
-    /// What stands after the last extension header.
+    /// What stands after the headers walked.
     rest: &'a [u8],
     /// `exthdr` bits.
     seen: u16,
 }
 
-impl<'a> Chain<'a> {
-    /// `None` if a header of the chain is not whole.
-    fn walk(mut rest: &'a [u8], mut proto: u8) -> Option<Self> {
-        let (mut frag, mut seen, mut dest) = (Frag::No, 0, 0);
+impl Chain<'_> {
+    /// Walks to the upper-layer header, or to the payload of a later fragment. False if a header is not whole.
+    fn walk(&mut self) -> bool {
+        let mut dest = 0;
         loop {
-            seen = note(seen, proto, &mut dest);
-            let length = |unit: usize, plus: usize, len: u8| (usize::from(len) + plus) * unit;
-            let (size, fragment) = match (proto, rest.first_chunk::<8>()) {
-                (next::HOP | next::ROUTING | next::DEST, Some(h)) => (length(8, 1, h[1]), None),
-                (next::AUTH, Some(h)) => (length(4, 2, h[1]), None),
-                (next::FRAGMENT, Some(h)) => (8, Some(u16::from_be_bytes([h[2], h[3]]))),
-                (next::HOP | next::ROUTING | next::DEST | next::AUTH | next::FRAGMENT, None) => return None,
-                _ => return Some(Self { proto, frag, rest, seen }),
+            self.seen = note(self.seen, self.proto, &mut dest);
+            let head = self.rest.first_chunk::<8>();
+            let (size, fragment) = match (self.proto, head) {
+                (next::HOP | next::ROUTING | next::DEST, Some(h)) => ((usize::from(h[1]) + 1) * 8, 0),
+                (next::AUTH, Some(h)) => ((usize::from(h[1]) + 2) * 4, 0),
+                (next::FRAGMENT, Some(h)) => (8, u16::from_be_bytes([h[2], h[3]])),
+                (next::HOP | next::ROUTING | next::DEST | next::AUTH | next::FRAGMENT, None) => return false,
+                _ => return true,
             };
-            proto = rest[0];
-            rest = rest.get(size..)?;
-            match fragment {
-                None | Some(0) => {}
-                Some(offset) if offset & 0xfff8 != 0 => {
-                    return Some(Self { proto: next::FRAGMENT, frag: Frag::Later, rest, seen });
-                }
-                Some(_) => frag = Frag::First,
+            let (Some(&[upper, ..]), Some(rest)) = (head, self.rest.get(size..)) else { return false };
+            (self.proto, self.rest) = (upper, rest);
+            if fragment & 0xfff8 != 0 {
+                (self.proto, self.frag) = (next::FRAGMENT, Frag::Later);
+                return true;
+            }
+            if fragment != 0 {
+                self.frag = Frag::First;
             }
         }
     }

@@ -201,7 +201,10 @@ fn tag<'a>(found: &Found<'a>, form: Form, key: &mut Key) -> Result<Option<Found<
     let encap = found.payload(attr::ENCAP).unwrap_or_default();
     key.vlan[level] = VlanTag { tpid: key.eth_type, tci: tci.into() };
     match (tci, encap) {
-        (0, []) => return Ok(None),
+        (0, []) => {
+            key.eth_type = 0.into();
+            return Ok(None);
+        }
         (0, _) => return Err(KeyError::VlanTci { tci, level }),
         _ if tci & VLAN_CFI == 0 => return Err(KeyError::VlanTci { tci, level }),
         _ => {}
@@ -234,9 +237,8 @@ pub fn decode_mask(bytes: &[u8], key: &Key, form: Form) -> Result<(Mask, AttrSet
         let tci = found.be16(attr::VLAN).unwrap_or_default();
         m.vlan[level] = VlanTag { tpid: u16::MAX.into(), tci: tci.into() };
         if key_tag.tci.get() == 0 {
-            // Cut off: the last Ethernet type is the tag's, and the tag's absence is part of it.
+            // Cut off is what tells this tag from all others.
             m.vlan[level].tci = u16::MAX.into();
-            m.eth_type = u16::MAX.into();
         }
         found = Found::parse(found.payload(attr::ENCAP).unwrap_or_default(), level + 1, form)?;
         if key_tag.tci.get() == 0 {
