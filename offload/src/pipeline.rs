@@ -1,0 +1,131 @@
+//! The NIC's capability records, arranged for the questions that lowering asks.
+
+use crate::ports::PortMap;
+use flowlift_driver::nic::{Field, FieldCaps, MatchKind, NicCaps, Stage, TableCaps, TableId, TableKind};
+
+/// A NIC's tables and the ports that it shares with the datapath: all that lowering knows of a NIC.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    caps: NicCaps,
+    ports: PortMap,
+    every_port_mapped: bool,
+    last_stage: Stage,
+}
+
+impl Pipeline {
+    /// From the records that a device gave, and the ports that it shares with the datapath. Ports of `ports` that the
+    /// device does not have are left out.
+    pub fn new(caps: &NicCaps, ports: &PortMap) -> Self {
+        let has = |nic| caps.ports.iter().any(|p| p.port == nic);
+        let ports: PortMap = ports.iter().filter(|(_, nic)| has(*nic)).collect();
+        let every_port_mapped = caps.ports.iter().all(|p| ports.dp(p.port).is_some());
+        let last_stage = caps.tables.iter().map(|t| t.stage).max().unwrap_or(Stage(0));
+        Self { caps: caps.clone(), ports, every_port_mapped, last_stage }
+    }
+
+    /// The records.
+    pub fn caps(&self) -> &NicCaps {
+        &self.caps
+    }
+
+    /// The ports that NIC and datapath share.
+    pub fn ports(&self) -> &PortMap {
+        &self.ports
+    }
+
+    /// True if a packet from any port of the NIC is a packet of the datapath.
+    pub fn every_port_mapped(&self) -> bool {
+        self.every_port_mapped
+    }
+
+    /// The last stage that has tables.
+    pub fn last_stage(&self) -> Stage {
+        self.last_stage
+    }
+
+    /// Tables of a stage: hash tables first, as they are large and cheap, then TCAMs; else in the device's order.
+    pub fn tables_of(&self, stage: Stage) -> impl Iterator<Item = &TableCaps> {
+        let of = move |tcam: bool| {
+            self.caps
+                .tables
+                .iter()
+                .filter(move |t| t.stage == stage && matches!(t.kind, TableKind::Tcam) == tcam)
+        };
+        of(false).chain(of(true))
+    }
+
+    /// Record of a table.
+    pub fn table(&self, id: TableId) -> Option<&TableCaps> {
+        self.caps.table(id)
+    }
+}
+
+/// A field of a table.
+pub(crate) fn field_of(table: &TableCaps, field: Field) -> Option<&FieldCaps> {
+    table.fields.iter().find(|f| f.field == field)
+}
+
+/// All bits of a field of `width` bits.
+pub(crate) fn all_bits(width: u16) -> u128 {
+    match width {
+        0 => 0,
+        1..=127 => (1 << width) - 1,
+        _ => u128::MAX,
+    }
+}
+
+/// True if a field of this kind and width takes the mask.
+pub(crate) fn takes(kind: MatchKind, width: u16, mask: u128) -> bool {
+    let all = all_bits(width);
+    match kind {
+        MatchKind::Any => mask & !all == 0,
+        MatchKind::Exact => mask == 0 || mask == all,
+        // A prefix has its ones at the top: what is missing to all ones is one less than a power of two.
+        MatchKind::Prefix => mask & !all == 0 && ((all ^ mask).wrapping_add(1) & (all ^ mask)) == 0,
+    }
+}
+
+/// Writes a value into a key or mask of a table; false if it does not lie within `bytes`.
+pub(crate) fn write(bytes: &mut [u8], field: &FieldCaps, value: u128) -> bool {
+    let len = usize::from(field.width.div_ceil(8)).min(16);
+    let at = usize::from(field.offset);
+    let Some(place) = bytes.get_mut(at..at + len) else { return false };
+    place.copy_from_slice(&value.to_be_bytes()[16 - len..]);
+    true
+}
+
+/// Reads a field from a key or mask of a table; `None` if it does not lie within `bytes`.
+pub(crate) fn read(bytes: &[u8], field: &FieldCaps) -> Option<u128> {
+    let len = usize::from(field.width.div_ceil(8)).min(16);
+    let at = usize::from(field.offset);
+    let mut value = [0; 16];
+    value[16 - len..].copy_from_slice(bytes.get(at..at + len)?);
+    Some(u128::from_be_bytes(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_take_the_masks_that_they_name() {
+        assert!(takes(MatchKind::Exact, 16, 0xffff) && takes(MatchKind::Exact, 16, 0));
+        assert!(!takes(MatchKind::Exact, 16, 0xff00));
+        assert!(takes(MatchKind::Prefix, 32, 0xffff_ff00) && takes(MatchKind::Prefix, 32, 0));
+        assert!(takes(MatchKind::Prefix, 32, 0xffff_ffff) && takes(MatchKind::Prefix, 128, u128::MAX << 1));
+        assert!(!takes(MatchKind::Prefix, 32, 0xffff_00ff) && !takes(MatchKind::Prefix, 32, 0x00ff_ffff));
+        assert!(takes(MatchKind::Any, 12, 0xabc) && !takes(MatchKind::Any, 12, 0x1000));
+        assert!(takes(MatchKind::Prefix, 128, u128::MAX) && takes(MatchKind::Exact, 128, u128::MAX));
+    }
+
+    #[test]
+    fn fields_are_big_endian_and_right_aligned() {
+        let f = FieldCaps { field: Field::TcpFlags, offset: 1, width: 12, kind: MatchKind::Any };
+        let mut bytes = [0; 4];
+        assert!(write(&mut bytes, &f, 0xabc));
+        assert_eq!(bytes, [0, 0x0a, 0xbc, 0]);
+        assert_eq!(read(&bytes, &f), Some(0xabc));
+        assert!(!write(&mut bytes[..2], &f, 1), "out of bounds");
+        assert_eq!(read(&bytes[..2], &f), None);
+    }
+}

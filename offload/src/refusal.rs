@@ -1,0 +1,332 @@
+//! Why a flow is not for the NIC: which field, action or limit, on which table, and what would lift it.
+
+use flowlift_driver::nic::{Field, MatchKind, Stage, TableCaps, TableId, TableKind};
+use flowlift_flow::PortNo;
+use std::fmt;
+
+/// The table that refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableRef {
+    /// Table.
+    pub id: TableId,
+    /// Its stage.
+    pub stage: Stage,
+    /// A TCAM, not a hash table.
+    pub tcam: bool,
+}
+
+impl From<&TableCaps> for TableRef {
+    fn from(t: &TableCaps) -> Self {
+        Self { id: t.id, stage: t.stage, tcam: matches!(t.kind, TableKind::Tcam) }
+    }
+}
+
+impl fmt::Display for TableRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.tcam { "tcam" } else { "hash" };
+        write!(f, "table {} ({kind}, stage {})", self.id.0, self.stage.0)
+    }
+}
+
+/// Why a flow cannot be lowered. `table` is the table that came closest to taking it, where a table decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// What stands in the way.
+    pub cause: Cause,
+    /// On which table; `None` if it holds for the NIC as a whole.
+    pub table: Option<TableRef>,
+}
+
+/// What stands in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// A field of the flow's match, by its name in OVS's text form.
+    Field {
+        /// Name.
+        name: &'static str,
+        /// Why.
+        why: FieldCause,
+    },
+    /// An action, by its name in OVS's text form.
+    Action {
+        /// Place in the flow's actions, from 0, nested ones counted with the outer one.
+        index: u16,
+        /// Name.
+        name: &'static str,
+        /// Why.
+        why: ActionCause,
+    },
+    /// A limit of the NIC.
+    Limit(Limit),
+    /// Recirculation does not reach the flow in hardware.
+    Recirc {
+        /// Recirculation ID.
+        id: u32,
+        /// Why.
+        why: RecircCause,
+    },
+    /// The entry does not mean what the flow means: a bug of the lowering or of the driver, found before it did harm.
+    LoweringBug(Difference),
+}
+
+/// Why a field stands in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FieldCause {
+    /// No key of the table has it.
+    NotInTable(Field),
+    /// The table takes it, but not with this mask.
+    MaskNotTaken(MatchKind),
+    /// Every packet that comes from the NIC's wires has 0 in it, and the flow asks for something else.
+    NeverFromNic,
+    /// The NIC's parser does not look there; packets that have it go to the slow queue.
+    NotParsed,
+    /// It means something only together with another field, which the flow does not match exactly.
+    Needs(&'static str),
+    /// No packet at all has this value.
+    Impossible,
+    /// It is partly masked, which no entry can say.
+    PartlyMasked,
+    /// The port is not on the NIC.
+    PortNotOnNic(PortNo),
+    /// The flow takes packets from every port, but this many ports are more than a flow's entries may be.
+    TooManyPorts(u16),
+}
+
+/// Why an action stands in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ActionCause {
+    /// No entry can do this on any NIC that this project knows.
+    Software,
+    /// The table does not have it.
+    NotInTable,
+    /// The table cannot set this field.
+    NotSettable(Field),
+    /// The action fixes a field that cannot be set (U8).
+    NeverSet(&'static str),
+    /// The flow does not match this exactly, so that packets without the header would pass.
+    Needs(&'static str),
+    /// The port is not on the NIC.
+    PortNotOnNic(PortNo),
+    /// It is exact only as the last action.
+    NotLast,
+    /// It is exact only before any output, and before any other change of the TTL.
+    NotFirst,
+    /// It is exact only directly before an output.
+    NotBeforeOutput,
+    /// Its argument is not one that a packet can have.
+    BadArgument,
+    /// A change of this metadata would have to go along with the packet.
+    LosesMetadata(&'static str),
+    /// No stage of the NIC that this table reaches comes after it.
+    NoLaterStage,
+}
+
+/// A limit of the NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Limit {
+    /// Actions of an entry.
+    Actions {
+        /// How many the flow needs.
+        need: u16,
+        /// How many the table takes.
+        max: u8,
+    },
+    /// The stage has no table.
+    NoTable(Stage),
+    /// Every table that would take the flow is excluded, being full.
+    Full,
+}
+
+/// Why recirculation does not reach a flow in hardware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecircCause {
+    /// No flow that is meant for hardware recirculates to it.
+    NoParent,
+    /// The flows recirculate in a circle.
+    Circle,
+    /// More stages than the NIC has.
+    TooDeep {
+        /// How many it would take, the first included.
+        need: u16,
+        /// How many there are.
+        have: u16,
+    },
+}
+
+/// What raise-and-compare found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Difference {
+    /// The driver could not encode the entry or decode it again.
+    Codec,
+    /// The entry has bits outside the table's fields, or key bits outside its mask.
+    StrayBits,
+    /// The entry does not match all that the flow matches, in this field.
+    Match(&'static str),
+    /// The entry does something else than the flow.
+    Actions,
+}
+
+impl Refusal {
+    /// A refusal that holds for the NIC as a whole.
+    pub fn of_nic(cause: Cause) -> Self {
+        Self { cause, table: None }
+    }
+
+    /// What would lift the refusal, for a person.
+    pub fn lift(&self) -> String {
+        match self.cause {
+            Cause::Field { name, why } => match why {
+                FieldCause::NotInTable(field) => match self.table {
+                    Some(t) => format!("a profile whose stage {} matches {field:?} would lift it", t.stage.0),
+                    None => format!("a profile that matches {field:?} would lift it"),
+                },
+                FieldCause::MaskNotTaken(_) => format!("an exact match of {name}, or a TCAM, would lift it"),
+                FieldCause::NeverFromNic | FieldCause::Impossible => {
+                    "nothing needs to: such packets do not come from the NIC".into()
+                }
+                FieldCause::NotParsed => format!("a NIC whose parser sees {name} would lift it"),
+                FieldCause::Needs(other) => format!("an exact match of {other} would lift it"),
+                FieldCause::PartlyMasked => {
+                    format!("matching all of {name}, or nothing of it, would lift it")
+                }
+                FieldCause::PortNotOnNic(p) => format!("making port {} a port of the NIC would lift it", p.0),
+                FieldCause::TooManyPorts(_) => {
+                    "making every port of the NIC a port of the datapath would lift it".into()
+                }
+            },
+            Cause::Action { name, why, .. } => match why {
+                ActionCause::Software => format!("without {name} the flow could be in hardware"),
+                ActionCause::NotInTable => match self.table {
+                    Some(t) => format!("a profile whose stage {} has {name} would lift it", t.stage.0),
+                    None => format!("a profile that has {name} would lift it"),
+                },
+                ActionCause::NotSettable(field) => format!("a profile that can set {field:?} would lift it"),
+                ActionCause::NeverSet(field) => format!("leaving {field} out of the mask would lift it"),
+                ActionCause::Needs(field) => format!("an exact match of {field} would lift it"),
+                ActionCause::PortNotOnNic(p) => {
+                    format!("making port {} a port of the NIC would lift it", p.0)
+                }
+                ActionCause::NotLast => format!("{name} as the last action would lift it"),
+                ActionCause::NotFirst => format!("{name} before the outputs would lift it"),
+                ActionCause::NotBeforeOutput => format!("{name} directly before an output would lift it"),
+                ActionCause::BadArgument => "a valid argument would lift it".into(),
+                ActionCause::LosesMetadata(field) => format!("not changing {field} before it would lift it"),
+                ActionCause::NoLaterStage => "a profile with more stages would lift it".into(),
+            },
+            Cause::Limit(Limit::Actions { .. }) => {
+                "fewer actions, or a profile with more per entry, would lift it".into()
+            }
+            Cause::Limit(Limit::NoTable(_)) => "a profile with more stages would lift it".into(),
+            Cause::Limit(Limit::Full) => "a larger profile, or fewer flows, would lift it".into(),
+            Cause::Recirc { why, .. } => match why {
+                RecircCause::NoParent => "a flow in hardware that recirculates to it would lift it".into(),
+                RecircCause::Circle => "nothing does: stages are only passed forwards".into(),
+                RecircCause::TooDeep { .. } => "a profile with more stages would lift it".into(),
+            },
+            Cause::LoweringBug(_) => "a report of this bug would".into(),
+        }
+    }
+
+    /// How far lowering came before it was refused: of several tables' refusals the one with the most is shown.
+    pub(crate) fn progress(&self) -> u8 {
+        match self.cause {
+            Cause::Field { why: FieldCause::NotInTable(_), .. } => 0,
+            Cause::Field { .. } => 1,
+            Cause::Limit(Limit::NoTable(_)) => 0,
+            Cause::Action { .. } => 2,
+            Cause::Limit(_) => 3,
+            Cause::Recirc { .. } => 3,
+            Cause::LoweringBug(_) => 4,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.cause)?;
+        if let Some(t) = self.table {
+            write!(f, " in {t}")?;
+        }
+        write!(f, "; {}", self.lift())
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Field { name, why } => {
+                write!(f, "field {name} ")?;
+                match why {
+                    FieldCause::NotInTable(_) => write!(f, "is not a key"),
+                    FieldCause::MaskNotTaken(MatchKind::Exact) => write!(f, "takes exact matches only"),
+                    FieldCause::MaskNotTaken(_) => write!(f, "takes prefixes only"),
+                    FieldCause::NeverFromNic => write!(f, "asks for a value that no packet from the NIC has"),
+                    FieldCause::NotParsed => write!(f, "is not seen by the NIC's parser"),
+                    FieldCause::Needs(other) => write!(f, "is matched without an exact {other}"),
+                    FieldCause::Impossible => write!(f, "asks for a value that no packet has"),
+                    FieldCause::PartlyMasked => write!(f, "is partly masked"),
+                    FieldCause::PortNotOnNic(p) => {
+                        write!(f, "asks for port {}, which is not on the NIC", p.0)
+                    }
+                    FieldCause::TooManyPorts(n) => {
+                        write!(
+                            f,
+                            "is wildcarded, which takes {n} entries because the NIC has other ports too"
+                        )
+                    }
+                }
+            }
+            Self::Action { index, name, why } => {
+                write!(f, "action {name} (number {}) ", u32::from(index) + 1)?;
+                match why {
+                    ActionCause::Software => write!(f, "is for software only"),
+                    ActionCause::NotInTable => write!(f, "is not an action"),
+                    ActionCause::NotSettable(field) => write!(f, "sets {field:?}, which cannot be set"),
+                    ActionCause::NeverSet(field) => write!(f, "sets {field}, which cannot be set"),
+                    ActionCause::Needs(field) => write!(f, "needs an exact {field} in the match"),
+                    ActionCause::PortNotOnNic(p) => {
+                        write!(f, "goes to port {}, which is not on the NIC", p.0)
+                    }
+                    ActionCause::NotLast => write!(f, "is followed by other actions"),
+                    ActionCause::NotFirst => write!(f, "comes after an output or another change of the TTL"),
+                    ActionCause::NotBeforeOutput => write!(f, "is not followed by an output"),
+                    ActionCause::BadArgument => write!(f, "has an argument that no packet can have"),
+                    ActionCause::LosesMetadata(field) => {
+                        write!(f, "comes after a change of {field}, which would be lost")
+                    }
+                    ActionCause::NoLaterStage => write!(f, "needs a later stage"),
+                }
+            }
+            Self::Limit(Limit::Actions { need, max }) => {
+                write!(f, "{need} actions are needed, {max} are the limit")
+            }
+            Self::Limit(Limit::NoTable(stage)) => write!(f, "stage {} has no table", stage.0),
+            Self::Limit(Limit::Full) => write!(f, "every table that would take the flow is full"),
+            Self::Recirc { id, why } => {
+                write!(f, "recirc_id({id:#x}) ")?;
+                match why {
+                    RecircCause::NoParent => write!(f, "is reached by no flow in hardware"),
+                    RecircCause::Circle => write!(f, "recirculates in a circle"),
+                    RecircCause::TooDeep { need, have } => write!(f, "takes {need} stages, {have} are there"),
+                }
+            }
+            Self::LoweringBug(d) => {
+                write!(f, "the NIC's entry would differ from the flow: ")?;
+                match d {
+                    Difference::Codec => write!(f, "the driver cannot encode it"),
+                    Difference::StrayBits => write!(f, "stray bits"),
+                    Difference::Match(name) => write!(f, "field {name}"),
+                    Difference::Actions => write!(f, "actions"),
+                }
+            }
+        }
+    }
+}
