@@ -2,4 +2,5 @@
 //!
 //! A driver knows NICs, not OVS: what it offers upwards is [`nic::Nic`].
 
+pub mod inproc;
 pub mod nic;
