@@ -1,0 +1,173 @@
+//! The reference datapath: every flow is compared with every packet, one packet at a time.
+//!
+//! It is what `--check` and the property tests hold the fast one against, so it shares as little as possible with it: no
+//! subtables, hashes, caches or batches, its own recirculation and its own counters. Key extraction and the execution of
+//! single actions are shared; they are compared with Open vSwitch itself elsewhere.
+
+use crate::actions::{
+    self, ActionUpcall, Context, DropReason, Program, PsampleRecord, Unsupported, compile, execute,
+};
+use crate::extract::{KeyBuf, extract};
+use crate::packet::Packet;
+use crate::stats::{Counters, FlowStats};
+use crate::table::FlowId;
+use crate::worker::{Dropped, Sink, Upcall};
+use flowlift_flow::{Flow, Match, PortNo, Ufid};
+
+/// A flow of the reference datapath.
+#[derive(Debug)]
+pub struct ReferenceFlow {
+    /// The flow as installed.
+    pub flow: Flow,
+    /// Its statistics.
+    pub stats: FlowStats,
+    /// Its number, counted from 0 in the order of installation: the slot of the [`FlowId`] that sinks see.
+    pub number: u32,
+    program: Program,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Reference {
+    flows: Vec<ReferenceFlow>,
+    max_recirculations: usize,
+    next_number: u32,
+    counters: Counters,
+    context: Context,
+}
+
+/// True if the two match the same packets by the same mask.
+fn same_match(a: &Match, b: &Match) -> bool {
+    a.mask == b.mask && a.mask.matches(&a.key, &b.key)
+}
+
+impl Reference {
+    /// An empty datapath. With the same seed, sample actions decide as a [`crate::Worker`]'s do.
+    pub fn new(max_recirculations: usize, seed: u64) -> Self {
+        let (flows, counters, context) = (Vec::new(), Counters::default(), Context::new(seed));
+        Self { flows, max_recirculations, next_number: 0, counters, context }
+    }
+
+    /// Starts the sequence of sample decisions anew.
+    pub fn reseed(&mut self, seed: u64) {
+        self.context.reseed(seed);
+    }
+
+    /// Adds a flow, or replaces the actions of the one with the same match.
+    pub fn put(&mut self, flow: &Flow) -> Result<(), Unsupported> {
+        let program = compile(&flow.actions)?;
+        match self.flows.iter_mut().find(|f| same_match(&f.flow.matching, &flow.matching)) {
+            Some(old) => {
+                old.flow.actions.clone_from(&flow.actions);
+                old.program = program;
+            }
+            None => {
+                let (flow, stats, number) = (flow.clone(), FlowStats::default(), self.next_number);
+                self.next_number += 1;
+                self.flows.push(ReferenceFlow { flow, stats, number, program });
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the flow with this match; gives its last statistics.
+    pub fn delete(&mut self, matching: &Match) -> Option<FlowStats> {
+        let at = self.flows.iter().position(|f| same_match(&f.flow.matching, matching))?;
+        Some(self.flows.remove(at).stats)
+    }
+
+    /// Deletes all flows.
+    pub fn flush(&mut self) {
+        self.flows.clear();
+    }
+
+    /// The flows, in the order of installation.
+    pub fn flows(&self) -> &[ReferenceFlow] {
+        &self.flows
+    }
+
+    /// The flow with this UFID.
+    pub fn find_ufid(&self, ufid: &Ufid) -> Option<&ReferenceFlow> {
+        self.flows.iter().find(|f| f.flow.ufid.as_ref() == Some(ufid))
+    }
+
+    /// The flow with this mask and masked key.
+    pub fn find_match(&self, matching: &Match) -> Option<&ReferenceFlow> {
+        self.flows.iter().find(|f| same_match(&f.flow.matching, matching))
+    }
+
+    /// Counters. Those of caches and subtables stay zero.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Processes one packet, which is used up.
+    pub fn process(&mut self, packet: &mut Packet, now: u64, sink: &mut impl Sink) {
+        self.counters.packets += 1;
+        let Self { flows, counters, context, max_recirculations, .. } = self;
+        let mut pass = Pass { flows, counters, now, left: *max_recirculations, sink };
+        pass.look_up(packet, context);
+    }
+}
+
+/// A packet's way.
+struct Pass<'r, S> {
+    flows: &'r mut [ReferenceFlow],
+    counters: &'r mut Counters,
+    now: u64,
+    /// Recirculations that are still allowed.
+    left: usize,
+    sink: &'r mut S,
+}
+
+impl<S: Sink> Pass<'_, S> {
+    fn look_up(&mut self, packet: &mut Packet, context: &mut Context) {
+        let mut buf = KeyBuf::new();
+        let layers = extract(packet.bytes(), &packet.metadata, &mut buf);
+        let key = buf.key();
+        let found = self.flows.iter_mut().find(|f| f.flow.matching.mask.matches(&f.flow.matching.key, key));
+        let Some(found) = found else {
+            self.counters.misses += 1;
+            if !self.sink.upcall(Upcall::Miss { key, packet }) {
+                self.counters.lost += 1;
+            }
+            return;
+        };
+        self.counters.hits += 1;
+        found.stats.count(packet.len() as u64, self.now, key.tcp_flags.get());
+        self.sink.matched(FlowId { slot: found.number, generation: 0 }, key);
+        let program = found.program.clone();
+        execute(&program, packet, key, &layers, context, self);
+    }
+}
+
+impl<S: Sink> actions::Sink for Pass<'_, S> {
+    fn output(&mut self, port: PortNo, packet: &[u8]) {
+        self.sink.output(port, packet);
+    }
+
+    fn upcall(&mut self, upcall: ActionUpcall<'_>) {
+        if !self.sink.upcall(Upcall::Action(upcall)) {
+            self.counters.lost += 1;
+        }
+    }
+
+    fn recirc(&mut self, context: &mut Context, packet: &mut Packet) {
+        if self.left == 0 {
+            self.counters.recirc_limit += 1;
+            return self.sink.dropped(Dropped::RecircLimit);
+        }
+        self.left -= 1;
+        self.counters.recirculations += 1;
+        self.look_up(packet, context);
+        self.left += 1;
+    }
+
+    fn psample(&mut self, record: PsampleRecord<'_>) {
+        self.sink.psample(record);
+    }
+
+    fn dropped(&mut self, reason: DropReason) {
+        self.sink.dropped(Dropped::Action(reason));
+    }
+}

@@ -1,0 +1,407 @@
+//! The packet loop: one [`Worker`] per thread, a batch at a time.
+//!
+//! Tiers, and what each costs a packet (measured figures: ARCHITECTURE.md):
+//! 1. Key extraction: constant offsets for plain IPv4.
+//! 2. Microflow cache ([`crate::cache`]): one hash over the bits that flows look at, one cache line, then one compare with
+//!    the flow. The same whatever the number of flows and masks.
+//! 3. Classifier ([`crate::classifier`]): a hash and a probe per mask until the flow is found.
+//! 4. Upcall: the sink's affair.
+//!
+//! Each step is taken for all packets of the batch before the next one, so that one packet's cache misses overlap with
+//! another's work. Actions run in the order of arrival, and a recirculated packet goes its whole way before the next
+//! packet: the order per flow, and between flows, is that of arrival.
+//!
+//! Locks: none. A batch is one section of the table's [`crate::table::rcu::Domain`], and counters have one writer.
+
+use crate::actions::{self, ActionUpcall, Context, DropReason, PsampleRecord, execute};
+use crate::cache::MicroflowCache;
+use crate::classifier::{SearchOrder, Subtables};
+use crate::datapath::{Shared, WorkerShared};
+use crate::extract::{KeyBuf, Layers, extract};
+use crate::packet::Packet;
+use crate::stats::Counters;
+use crate::table::index::tag_of;
+use crate::table::rcu::{Guard, Reader, View, prefetch};
+use crate::table::{FlowId, FlowRecord, TableShared};
+use flowlift_flow::{Key, Metadata, PortNo};
+use std::sync::Arc;
+
+/// Packets in a batch.
+pub const BATCH: usize = 32;
+
+/// A packet for the user.
+#[derive(Debug, Clone, Copy)]
+pub enum Upcall<'a> {
+    /// No flow matched.
+    Miss {
+        /// The key that was looked up (R5).
+        key: &'a Key,
+        /// The packet.
+        packet: &'a Packet,
+    },
+    /// An action asked for it.
+    Action(ActionUpcall<'a>),
+}
+
+/// Why a packet's way ended without being sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dropped {
+    /// The flow's actions ended it.
+    Action(DropReason),
+    /// It was recirculated too often.
+    RecircLimit,
+}
+
+/// Where a worker's results go.
+pub trait Sink {
+    /// Sends `packet` to `port`.
+    fn output(&mut self, port: PortNo, packet: &[u8]);
+
+    /// Hands a packet to the user. False if it could not be taken: that is counted as lost (R4).
+    fn upcall(&mut self, upcall: Upcall<'_>) -> bool;
+
+    /// A packet (a recirculated one anew each time) matched a flow; its actions are next.
+    #[inline(always)]
+    fn matched(&mut self, id: FlowId, key: &Key) {
+        let _ = (id, key);
+    }
+
+    /// Records a packet sample.
+    fn psample(&mut self, record: PsampleRecord<'_>) {
+        let _ = record;
+    }
+
+    /// A packet, or a copy, was dropped on purpose.
+    #[inline(always)]
+    fn dropped(&mut self, why: Dropped) {
+        let _ = why;
+    }
+}
+
+/// Packets to process together, in buffers that are used again and again.
+#[derive(Debug)]
+pub struct Batch {
+    packets: Box<[Packet]>,
+    len: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Batch {
+    /// An empty batch with room for [`BATCH`] packets.
+    pub fn new() -> Self {
+        Self { packets: (0..BATCH).map(|_| Packet::new()).collect(), len: 0 }
+    }
+
+    /// The next packet's buffer, to be filled; `None` if the batch is full.
+    #[inline]
+    pub fn next(&mut self) -> Option<&mut Packet> {
+        let packet = self.packets.get_mut(self.len)?;
+        self.len += 1;
+        Some(packet)
+    }
+
+    /// Copies a frame in; false if the batch is full.
+    #[inline]
+    pub fn push(&mut self, frame: &[u8], metadata: Metadata) -> bool {
+        self.next().map(|p| p.fill(frame, metadata)).is_some()
+    }
+
+    /// Number of packets.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True without packets.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// True if no packet can be added.
+    pub fn is_full(&self) -> bool {
+        self.len == self.packets.len()
+    }
+
+    /// Forgets the packets.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+/// What a thread needs to look packets up: its cache, its search order, its counters.
+#[derive(Debug)]
+struct Lookup {
+    cache: Option<MicroflowCache>,
+    order: SearchOrder,
+    counters: Counters,
+    /// True once an upcall in this section may have led to new flows.
+    upcalled: bool,
+}
+
+/// The table, as it is within one section.
+#[derive(Clone, Copy)]
+struct Section<'g> {
+    table: &'g TableShared,
+    guard: &'g Guard<'g>,
+    subtables: &'g Subtables,
+    view: View<'g, FlowRecord>,
+}
+
+type Found<'g> = Option<(u32, &'g FlowRecord)>;
+
+impl<'g> Section<'g> {
+    fn new(table: &'g TableShared, guard: &'g Guard<'g>) -> Self {
+        Self { table, guard, subtables: table.subtables.load(guard), view: table.slots.view(guard) }
+    }
+}
+
+impl Lookup {
+    #[inline(always)]
+    fn tag(section: &Section<'_>, key: &Key) -> u32 {
+        tag_of(section.subtables.relevant.hash(&section.table.seeds, key))
+    }
+
+    /// The second tier, for a packet that the cache did not answer.
+    #[inline(never)]
+    fn classify<'g>(&mut self, s: &Section<'g>, tag: u32, key: &Key) -> Found<'g> {
+        self.order.follow(s.subtables);
+        let before = self.order.searched;
+        let found = self.order.lookup(s.guard, s.subtables, s.view, &s.table.seeds, key);
+        self.counters.masks_searched += self.order.searched - before;
+        if let (Some((slot, _)), Some(cache)) = (found, &mut self.cache) {
+            cache.insert(tag, slot);
+        }
+        found
+    }
+
+    /// Both tiers, for a single packet.
+    fn find<'g>(&mut self, s: &Section<'g>, key: &Key) -> Found<'g> {
+        let tag = Self::tag(s, key);
+        let cached = self.cache.as_ref().and_then(|c| c.get(tag));
+        if let Some(slot) = cached
+            && let Some(record) = s.view.get(slot).filter(|r| r.matches(key))
+        {
+            self.counters.cache_hits += 1;
+            return Some((slot, record));
+        }
+        self.classify(s, tag, key)
+    }
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    own: Arc<WorkerShared>,
+    reader: Reader,
+    lookup: Lookup,
+    keys: Box<[KeyBuf]>,
+    /// Keys of recirculated packets, by depth.
+    spare_keys: Vec<KeyBuf>,
+    context: Context,
+}
+
+impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>, own: Arc<WorkerShared>) -> Self {
+        let config = &shared.config;
+        let lookup = Lookup {
+            cache: (config.cache_entries > 0).then(|| MicroflowCache::new(config.cache_entries)),
+            order: SearchOrder::default(),
+            counters: own.counters.load(),
+            upcalled: false,
+        };
+        Self {
+            reader: shared.table.domain.reader(),
+            lookup,
+            keys: vec![KeyBuf::new(); BATCH].into(),
+            spare_keys: vec![KeyBuf::new(); config.max_recirculations],
+            context: Context::new(config.seed.unwrap_or_else(|| shared.table.seeds.start())),
+            own,
+            shared,
+        }
+    }
+
+    /// Starts the sequence of sample decisions anew, so that a run can be replayed from any packet.
+    pub fn reseed(&mut self, seed: u64) {
+        self.context.reseed(seed);
+    }
+
+    /// Processes the batch and empties it. `now`, in milliseconds, becomes the matched flows' time of last use.
+    pub fn process(&mut self, batch: &mut Batch, now: u64, sink: &mut impl Sink) {
+        let n = std::mem::take(&mut batch.len);
+        self.process_packets(&mut batch.packets[..n], now, sink);
+    }
+
+    /// Processes one packet: for the slow path, which may set `recirc_id` in its metadata to resume where hardware or
+    /// an earlier pass stopped. The packet is used up.
+    pub fn process_one(&mut self, packet: &mut Packet, now: u64, sink: &mut impl Sink) {
+        self.process_packets(std::slice::from_mut(packet), now, sink);
+    }
+
+    /// At most [`BATCH`] packets.
+    #[inline(always)]
+    fn process_packets<S: Sink>(&mut self, packets: &mut [Packet], now: u64, sink: &mut S) {
+        let guard = self.reader.enter();
+        let section = Section::new(&self.shared.table, &guard);
+        let lookup = &mut self.lookup;
+        lookup.upcalled = false;
+
+        let mut layers = [Layers::default(); BATCH];
+        let mut tags = [0u32; BATCH];
+        let mut found: [Found<'_>; BATCH] = [None; BATCH];
+        let n = packets.len().min(BATCH);
+        for i in 0..n {
+            let key = &mut self.keys[i];
+            layers[i] = extract(packets[i].bytes(), &packets[i].metadata, key);
+            tags[i] = Lookup::tag(&section, key.key());
+            if let Some(cache) = &lookup.cache {
+                cache.prefetch(tags[i]);
+            }
+        }
+        if let Some(cache) = &lookup.cache {
+            for i in 0..n {
+                if let Some(slot) = cache.get(tags[i])
+                    && let Some(record) = section.view.get(slot)
+                {
+                    prefetch(record);
+                    self.own.flows.prefetch(slot);
+                    found[i] = Some((slot, record));
+                }
+            }
+        }
+        for i in 0..n {
+            let key = self.keys[i].key();
+            match found[i] {
+                Some((_, record)) if record.matches(key) => lookup.counters.cache_hits += 1,
+                _ => found[i] = lookup.classify(&section, tags[i], key),
+            }
+        }
+        lookup.counters.packets += n as u64;
+        let mut run = Run { section, lookup, own: &self.own, spare_keys: &mut self.spare_keys, now, sink };
+        for i in 0..n {
+            run.act(found[i], self.keys[i].key(), &layers[i], &mut packets[i], &mut self.context);
+        }
+        self.own.counters.store(&self.lookup.counters);
+    }
+
+    /// The flow that a packet with this key matches.
+    pub fn lookup(&mut self, key: &Key) -> Option<FlowId> {
+        let guard = self.reader.enter();
+        let section = Section::new(&self.shared.table, &guard);
+        let found = self.lookup.find(&section, key);
+        found.map(|(slot, r)| FlowId { slot, generation: r.generation() })
+    }
+
+    /// This worker's counters.
+    pub fn counters(&self) -> Counters {
+        self.lookup.counters
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.own.counters.store(&self.lookup.counters);
+        self.shared.abandon(&self.own);
+    }
+}
+
+/// The last step of a batch: counts, actions, recirculation.
+struct Run<'r, 'g, S> {
+    section: Section<'g>,
+    lookup: &'r mut Lookup,
+    own: &'r WorkerShared,
+    /// One for each recirculation that is still allowed.
+    spare_keys: &'r mut Vec<KeyBuf>,
+    now: u64,
+    sink: &'r mut S,
+}
+
+impl<S: Sink> Run<'_, '_, S> {
+    #[inline(always)]
+    fn act(
+        &mut self,
+        found: Found<'_>,
+        key: &Key,
+        layers: &Layers,
+        packet: &mut Packet,
+        context: &mut Context,
+    ) {
+        match found {
+            Some((slot, record)) => self.hit(slot, record, key, layers, packet, context),
+            None => self.miss(key, layers, packet, context),
+        }
+    }
+
+    #[inline(always)]
+    fn hit(
+        &mut self,
+        slot: u32,
+        record: &FlowRecord,
+        key: &Key,
+        layers: &Layers,
+        packet: &mut Packet,
+        context: &mut Context,
+    ) {
+        self.lookup.counters.hits += 1;
+        let (bytes, flags) = (packet.len() as u64, key.tcp_flags.get());
+        self.own.flows.count(slot, record.stats_generation(), bytes, self.now, flags);
+        self.sink.matched(FlowId { slot, generation: record.generation() }, key);
+        execute(record.program(), packet, key, layers, context, self);
+    }
+
+    #[cold]
+    fn miss(&mut self, key: &Key, layers: &Layers, packet: &mut Packet, context: &mut Context) {
+        // An upcall earlier in this batch may have been answered with the flow that this packet wants too.
+        if self.lookup.upcalled {
+            self.section.subtables = self.section.table.subtables.load(self.section.guard);
+            let section = self.section;
+            if let Some((slot, record)) = self.lookup.find(&section, key) {
+                return self.hit(slot, record, key, layers, packet, context);
+            }
+        }
+        self.lookup.counters.misses += 1;
+        self.lookup.upcalled = true;
+        if !self.sink.upcall(Upcall::Miss { key, packet }) {
+            self.lookup.counters.lost += 1;
+        }
+    }
+}
+
+impl<S: Sink> actions::Sink for Run<'_, '_, S> {
+    #[inline(always)]
+    fn output(&mut self, port: PortNo, packet: &[u8]) {
+        self.sink.output(port, packet);
+    }
+
+    fn upcall(&mut self, upcall: ActionUpcall<'_>) {
+        self.lookup.upcalled = true;
+        if !self.sink.upcall(Upcall::Action(upcall)) {
+            self.lookup.counters.lost += 1;
+        }
+    }
+
+    fn recirc(&mut self, context: &mut Context, packet: &mut Packet) {
+        let Some(mut key) = self.spare_keys.pop() else {
+            self.lookup.counters.recirc_limit += 1;
+            return self.sink.dropped(Dropped::RecircLimit);
+        };
+        self.lookup.counters.recirculations += 1;
+        let layers = extract(packet.bytes(), &packet.metadata, &mut key);
+        let section = self.section;
+        let found = self.lookup.find(&section, key.key());
+        self.act(found, key.key(), &layers, packet, context);
+        self.spare_keys.push(key);
+    }
+
+    fn psample(&mut self, record: PsampleRecord<'_>) {
+        self.sink.psample(record);
+    }
+
+    fn dropped(&mut self, reason: DropReason) {
+        self.sink.dropped(Dropped::Action(reason));
+    }
+}
