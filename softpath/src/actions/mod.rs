@@ -20,6 +20,8 @@ mod l2;
 mod l3;
 mod l4;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use compile::compile;
 pub use execute::execute;
