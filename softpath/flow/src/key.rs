@@ -167,8 +167,12 @@ pub struct Key {
     pub ct_orig_tp_src: U16,
     /// Destination port of the original tuple.
     pub ct_orig_tp_dst: U16,
+    /// Reserved word of a neighbour discovery message (ND_EXTENSIONS, 30: text only).
+    pub nd_reserved: U32,
+    /// Type of the first option of a neighbour discovery message (ND_EXTENSIONS, 30: text only).
+    pub nd_options_type: u8,
     /// Zero.
-    pub pad2: [u8; 8],
+    pub pad2: [u8; 3],
 
     // Words 24-31: connection label and original tuple, tunnel ID.
     /// Connection label (CT_LABELS), as on the wire.

@@ -4,10 +4,12 @@
 //! and `dpctl/add-flow` takes (ovs-dpctl(8)); [`text`] parses and prints it so that real dumps round-trip.
 
 pub mod action;
+pub mod attrs;
 pub mod key;
 pub mod matching;
 pub mod text;
 
 pub use action::{Action, Header};
+pub use attrs::AttrSet;
 pub use key::{Frag, Key, MacAddr, Mask, Metadata, VlanTag};
-pub use matching::{AttrSet, Flow, Match, PortNo, Ufid};
+pub use matching::{Flow, Match, PortNo, Ufid};
