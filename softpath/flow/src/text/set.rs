@@ -157,9 +157,9 @@ fn full_mask(header: &Header) -> Header {
         Header::Arp { .. } => Header::Arp { sip: V4, tip: V4, op: B.into(), sha: MAC, tha: MAC },
         Header::Nd { .. } => Header::Nd { target: V6, sll: MAC, tll: MAC },
         Header::Mpls(_) => Header::Mpls(u32::MAX),
-        Header::Tunnel(_) => {
+        Header::Tunnel(key) => {
             let tunnel = 1 << attr::TUNNEL;
-            Header::Tunnel(Box::new(Match::exact_in(&Key::default(), AttrSet([tunnel, 0, 0])).mask.0))
+            Header::Tunnel(Box::new(Match::exact_in(key, AttrSet([tunnel, 0, 0])).mask.0))
         }
         Header::Nsh { .. } => {
             Header::Nsh { flags: B, ttl: B, path_hdr: u32::MAX, context: Some([u32::MAX; 4]) }

@@ -149,7 +149,14 @@ fn vxlan(c: &mut Cursor<'_>, k: &mut Key, m: &mut Key) -> Result<()> {
 
 fn erspan(c: &mut Cursor<'_>, k: &mut Key, m: &mut Key) -> Result<()> {
     set(k, tun_flags::ERSPAN);
+    let mut version = None;
     c.fields("erspan", |c, name| {
+        // A version that is not matched does not show, but its fields do.
+        version = match name {
+            "idx=" => Some(1),
+            "dir=" | "hwid=" => Some(2),
+            _ => version,
+        };
         Ok(Some(match name {
             "ver=" => {
                 (k.tun_erspan_ver, m.tun_erspan_ver) = c.masked_u8()?;
@@ -171,6 +178,9 @@ fn erspan(c: &mut Cursor<'_>, k: &mut Key, m: &mut Key) -> Result<()> {
             _ => return Ok(None),
         }))
     })?;
+    if k.tun_erspan_ver == 0 {
+        k.tun_erspan_ver = version.unwrap_or(0);
+    }
     if m.tun_erspan_ver | m.tun_erspan_dir | m.tun_erspan_hwid != 0 || m.tun_erspan_idx.get() != 0 {
         set(m, tun_flags::ERSPAN);
     }
