@@ -6,7 +6,7 @@
 use smallvec::SmallVec;
 
 /// A match-action table of the NIC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableId(pub u16);
 
 /// A port of the NIC, physical or VF; the NIC's own number.

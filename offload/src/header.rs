@@ -29,6 +29,7 @@ pub(crate) enum Needs {
 
 /// What a set action does.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "lives on the stack, between two lines")]
 pub(crate) enum SetEffect {
     /// Changes fields of a header.
     Fields {

@@ -7,6 +7,8 @@ mod header;
 mod keyfields;
 pub mod lower;
 pub mod pipeline;
+pub mod placement;
+pub mod planner;
 pub mod ports;
 pub mod raise;
 pub mod recirc;

@@ -341,20 +341,23 @@ pub fn compare(
 }
 
 /// Checks a plan before it is installed: each entry is encoded by the driver, decoded again, raised and compared.
-/// `scratch` is for the bytes.
-pub fn check(
+/// The bytes of all entries are left in `bytes`.
+pub fn check<C: Codec + ?Sized>(
     pipeline: &Pipeline,
-    codec: &dyn Codec,
+    codec: &C,
     flow: &Flow,
     plan: &Plan,
-    scratch: &mut Vec<u8>,
+    bytes: &mut Vec<u8>,
 ) -> Result<(), Refusal> {
     let table = pipeline.table(plan.table).map(Into::into);
     let bug = |d| Refusal { cause: Cause::LoweringBug(d), table };
+    bytes.clear();
     for entry in &plan.entries {
-        scratch.clear();
-        codec.encode(plan.table, entry, scratch).map_err(|_| bug(Difference::Codec))?;
-        let decoded = codec.decode(plan.table, scratch).map_err(|_| bug(Difference::Codec))?;
+        let start = bytes.len();
+        codec.encode(plan.table, entry, bytes).map_err(|_| bug(Difference::Codec))?;
+        let decoded = codec
+            .decode(plan.table, bytes.get(start..).unwrap_or(&[]))
+            .map_err(|_| bug(Difference::Codec))?;
         let raised = compare(pipeline, flow, plan.table, &decoded).map_err(bug)?;
         if raised.goto != plan.goto.map(|(_, stage)| stage) || decoded.priority != entry.priority {
             return Err(bug(Difference::Actions));

@@ -1,0 +1,374 @@
+//! Planning one flow, and the updates that come of it; placement rounds.
+
+use super::slot::{After, Op, Places};
+use super::{FlowId, FlowSource, Planner, Reason};
+use crate::lower::{Excluded, Plan, lower};
+use crate::placement::Candidate;
+use crate::raise::check;
+use crate::refusal::{Cause, Limit, RecircCause, Refusal, TableRef};
+use flowlift_driver::nic::{EntryId, Nic, NicError, TableId, Update, UpdateResult, UpdateStatus};
+use flowlift_flow::Flow;
+use std::hash::{DefaultHasher, Hasher};
+use std::ops::Bound;
+
+/// Candidates of each kind that a placement round looks at, per table.
+const CANDIDATES: usize = 8192;
+
+/// An update's cookie: flow, generation of the flow's operation, part of the flow.
+pub(super) fn cookie(id: FlowId, generation: u16, part: usize) -> u64 {
+    u64::from(id.0) | u64::from(generation) << 32 | (part as u64 & 0xffff) << 48
+}
+
+/// Parts of a cookie.
+pub(super) fn parts_of(cookie: u64) -> (FlowId, u16, u32) {
+    (FlowId(cookie as u32), (cookie >> 32) as u16, (cookie >> 48) as u32)
+}
+
+impl Planner {
+    fn table_ref(&self, table: TableId) -> TableRef {
+        let unknown = TableRef { id: table, stage: flowlift_driver::nic::Stage(0), tcam: false };
+        self.pipeline.table(table).map_or(unknown, TableRef::from)
+    }
+
+    /// Brings a flow nearer to where it should be.
+    pub(super) fn plan(&mut self, id: FlowId, nic: &dyn Nic, source: &dyn FlowSource) {
+        let Some(slot) = self.slot_mut(id) else { return };
+        slot.queued = false;
+        if slot.op != Op::None {
+            slot.again = true;
+            return;
+        }
+        slot.again = false;
+        if !slot.wanted {
+            return if slot.installed != 0 { self.delete(id, After::Plan) } else { self.finish_removal(id) };
+        }
+        if slot.rewrite && slot.installed != 0 {
+            slot.reason = Some(Reason::Rewriting);
+            return self.delete(id, After::Plan);
+        }
+        slot.rewrite = false;
+        match source.flow(id) {
+            Some(flow) => self.plan_flow(id, &flow, nic),
+            None => self.keep_in_software(id, Reason::NoFlow, None),
+        }
+    }
+
+    fn plan_flow(&mut self, id: FlowId, flow: &Flow, nic: &dyn Nic) {
+        let Some(slot) = self.slot(id) else { return };
+        let (mut excluded, recirc) = (Excluded(slot.excluded), slot.recirc_id);
+        // What the device said of a table that it would not take this flow into.
+        let mut full = slot.reason.filter(|r| matches!(r, Reason::TableFull(_) | Reason::MasksFull(_)));
+        loop {
+            let plan = match lower(&self.pipeline, &self.graph, flow, excluded) {
+                Ok(plan) => plan,
+                Err(Refusal { cause: Cause::Limit(Limit::Full), .. }) if full.is_some() => {
+                    let reason = full.unwrap_or(Reason::Queued);
+                    let table = match reason {
+                        Reason::TableFull(t) | Reason::MasksFull(t) => Some(t.id),
+                        _ => None,
+                    };
+                    return self.keep_in_software(id, reason, table);
+                }
+                Err(refusal) => return self.keep_in_software(id, Reason::Refused(refusal), None),
+            };
+            if recirc != 0 && !self.ways.contains_key(&recirc) {
+                let cause = Cause::Recirc { id: recirc, why: RecircCause::NoParent };
+                return self.keep_in_software(id, Reason::Refused(Refusal::of_nic(cause)), None);
+            }
+            let mut bytes = std::mem::take(&mut self.bytes);
+            let checked = check(&self.pipeline, nic, flow, &plan, &mut bytes);
+            let prints = (place_print(&plan), whole_print(plan.table, &bytes));
+            self.bytes = bytes;
+            if let Err(refusal) = checked {
+                self.stats.lowering_bugs += 1;
+                return self.keep_in_software(id, Reason::Refused(refusal), None);
+            }
+            if self.slot(id).is_some_and(|s| s.installed != 0) {
+                return self.change(id, plan, prints);
+            }
+            match self.take_places(id, &plan) {
+                Some(places) => return self.insert(id, plan, places, prints),
+                None => {
+                    full = Some(Reason::TableFull(self.table_ref(plan.table)));
+                    if !excluded.insert(&self.pipeline, plan.table) {
+                        return self.keep_in_software(id, full.unwrap_or(Reason::Queued), Some(plan.table));
+                    }
+                    if let Some(slot) = self.slot_mut(id) {
+                        slot.excluded = excluded.0;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The flow is in hardware: its entries stay, change in one step, or go.
+    fn change(&mut self, id: FlowId, plan: Plan, (matched, whole): (u64, u64)) {
+        let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
+        if slot.matched != matched
+            || slot.table != plan.table
+            || slot.places.as_slice().len() != plan.entries.len()
+        {
+            slot.reason = Some(Reason::Rewriting);
+            return self.delete(id, After::Plan);
+        }
+        if slot.whole == whole {
+            return self.set_leads(id, true);
+        }
+        slot.whole = whole;
+        slot.op = Op::Replace;
+        slot.generation = slot.generation.wrapping_add(1);
+        (slot.pending, slot.failed) = (slot.installed, None);
+        let (table, generation) = (slot.table, slot.generation);
+        let places = slot.places.as_slice().iter().zip(plan.entries).enumerate();
+        for (part, (index, entry)) in places {
+            let entry_id = EntryId { table, index: *index };
+            self.outbox.push_back(Update::Replace {
+                cookie: cookie(id, generation, part),
+                id: entry_id,
+                entry,
+            });
+        }
+    }
+
+    fn take_places(&mut self, id: FlowId, plan: &Plan) -> Option<Places> {
+        let mut taken = smallvec::SmallVec::<[u32; 1]>::new();
+        for _ in &plan.entries {
+            match self.places.take(plan.table, id) {
+                Some(index) => taken.push(index),
+                None => {
+                    taken
+                        .iter()
+                        .for_each(|index| self.places.give(EntryId { table: plan.table, index: *index }));
+                    return None;
+                }
+            }
+        }
+        Some(Places::from(&taken[..]))
+    }
+
+    fn insert(&mut self, id: FlowId, plan: Plan, places: Places, (matched, whole): (u64, u64)) {
+        self.set_waits(id, false);
+        let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
+        slot.op = Op::Insert;
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.pending = (0..plan.entries.len()).fold(0, |bits, n| bits | 1 << n);
+        (slot.failed, slot.evicted, slot.table) = (None, false, plan.table);
+        (slot.matched, slot.whole) = (matched, whole);
+        // A reason of before, such as a full table, still says why software has it.
+        slot.reason = slot.reason.filter(|r| !matches!(r, Reason::Refused(_))).or(Some(Reason::Queued));
+        slot.places = places;
+        let generation = slot.generation;
+        for (part, entry) in plan.entries.into_iter().enumerate() {
+            let Some(index) = slot.places.as_slice().get(part) else { break };
+            let entry_id = EntryId { table: plan.table, index: *index };
+            self.outbox.push_back(Update::Insert {
+                cookie: cookie(id, generation, part),
+                id: entry_id,
+                entry,
+            });
+        }
+    }
+
+    /// Takes a flow's entries out of the device. The reason, if it is to stay out, is stored already.
+    pub(super) fn delete(&mut self, id: FlowId, after: After) {
+        self.set_leads(id, false);
+        let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
+        slot.op = Op::Delete;
+        slot.after = after;
+        slot.generation = slot.generation.wrapping_add(1);
+        (slot.pending, slot.failed) = (slot.installed, None);
+        let (table, generation, installed) = (slot.table, slot.generation, slot.installed);
+        for (part, index) in
+            slot.places.as_slice().iter().enumerate().filter(|(n, _)| installed >> n & 1 != 0)
+        {
+            let entry_id = EntryId { table, index: *index };
+            self.outbox.push_back(Update::Delete { cookie: cookie(id, generation, part), id: entry_id });
+        }
+    }
+
+    /// The flow stays in software, or goes there; with `table` it waits for room in it.
+    pub(super) fn keep_in_software(&mut self, id: FlowId, reason: Reason, table: Option<TableId>) {
+        self.set_waits(id, false);
+        let Some(slot) = self.slot_mut(id) else { return };
+        slot.reason = Some(reason);
+        if slot.installed != 0 {
+            return self.delete(id, if table.is_some() { After::Wait } else { After::Stay });
+        }
+        slot.evicted = false;
+        if let Some(table) = table {
+            slot.table = table;
+            self.set_waits(id, true);
+        }
+    }
+
+    /// The flow is gone from hardware for good; its slot is free.
+    pub(super) fn finish_removal(&mut self, id: FlowId) {
+        self.set_waits(id, false);
+        let Some(slot) = self.slot_mut(id).filter(|s| s.present) else { return };
+        let generation = slot.generation;
+        let base = slot.base;
+        *slot = super::slot::Slot { generation, ..Default::default() };
+        self.removed.push((id, base));
+    }
+
+    /// Hands queued updates to the device. False if it took no more.
+    pub(super) fn submit(&mut self, nic: &mut dyn Nic) -> bool {
+        let updates = self.outbox.make_contiguous();
+        let taken = match nic.submit(updates) {
+            Ok(n) => n.min(updates.len()),
+            Err(NicError::Invalid(why)) if !updates.is_empty() => {
+                self.error(NicError::Invalid(why));
+                return self.submit_one(nic);
+            }
+            Err(error) => {
+                self.error(error);
+                return false;
+            }
+        };
+        let all = taken == self.outbox.len();
+        self.outbox.drain(..taken);
+        if taken > 0 {
+            if let Err(error) = nic.kick() {
+                self.error(error);
+                return false;
+            }
+        }
+        all
+    }
+
+    /// One update of a batch is invalid, and it is not said which: the first is tried alone, and counts as refused if
+    /// it is the one.
+    fn submit_one(&mut self, nic: &mut dyn Nic) -> bool {
+        let Some(update) = self.outbox.pop_front() else { return false };
+        let cookie = match &update {
+            Update::Insert { cookie, .. }
+            | Update::Replace { cookie, .. }
+            | Update::Delete { cookie, .. } => *cookie,
+        };
+        match nic.submit(std::slice::from_ref(&update)) {
+            Ok(1) => nic.kick().is_ok(),
+            Err(NicError::Invalid(_)) => {
+                let status = UpdateStatus::Rejected(u16::MAX);
+                self.completed(UpdateResult { cookie, status, counters: None }, nic, self.round_due_ns);
+                true
+            }
+            _ => {
+                self.outbox.push_front(update);
+                false
+            }
+        }
+    }
+
+    /// Looks at the full tables when it is time, and lets busy flows change places with idle ones.
+    pub(super) fn place(&mut self, nic: &dyn Nic, source: &dyn FlowSource, now_ns: u64) {
+        if now_ns < self.round_due_ns || self.waiting.is_empty() || self.gone {
+            return;
+        }
+        self.round_due_ns = now_ns.saturating_add(self.placement.interval_ns());
+        let mut tables: Vec<TableId> = self.waiting.iter().map(|(t, _)| *t).collect();
+        tables.dedup();
+        for table in tables {
+            let installed = self.installed_in(table, nic, source, now_ns);
+            let waiting = self.waiting_for(table, nic, source, now_ns);
+            let t = self.table_ref(table);
+            for swap in self.placement.choose(t, &installed, &waiting) {
+                let movable = self
+                    .slot(swap.out.id)
+                    .is_some_and(|s| s.op == Op::None && s.wanted && s.installed != 0 && s.table == table)
+                    && self.slot(swap.into.id).is_some_and(|s| s.waits && s.table == table);
+                if !movable || self.promoted.contains_key(&swap.out.id) {
+                    continue;
+                }
+                self.stats.evicted += 1;
+                self.promoted.insert(swap.out.id, swap.into.id);
+                if let Some(slot) = self.slot_mut(swap.out.id) {
+                    slot.reason = Some(Reason::Evicted { table: t, rate: swap.out.rate, by: swap.into.rate });
+                    slot.since_ns = now_ns;
+                }
+                self.delete(swap.out.id, After::Wait);
+            }
+        }
+    }
+
+    fn candidate(
+        &mut self,
+        id: FlowId,
+        nic: &dyn Nic,
+        source: &dyn FlowSource,
+        now_ns: u64,
+    ) -> Option<Candidate> {
+        let packets = self.counters(id, nic).packets.wrapping_add(source.packets(id));
+        let slot = self.slot_mut(id)?;
+        let (before, then) = (slot.seen_packets, slot.seen_ns);
+        (slot.seen_packets, slot.seen_ns) = (packets, now_ns);
+        // The first look only takes note.
+        let span = now_ns.checked_sub(then).filter(|ns| *ns > 0 && then > 0)?;
+        let rate = u128::from(packets.saturating_sub(before)) * 1_000_000_000 / u128::from(span);
+        let stay_ns = now_ns.saturating_sub(slot.since_ns);
+        Some(Candidate { id, rate: u64::try_from(rate).unwrap_or(u64::MAX), stay_ns })
+    }
+
+    fn installed_in(
+        &mut self,
+        table: TableId,
+        nic: &dyn Nic,
+        source: &dyn FlowSource,
+        now_ns: u64,
+    ) -> Vec<Candidate> {
+        let mut flows = Vec::new();
+        let mut at = EntryId { table, index: 0 };
+        while let Some((found, id)) = self.places.next_owner(at).filter(|_| flows.len() < CANDIDATES) {
+            // A flow of several entries is met at its first one only.
+            if self
+                .slot(id)
+                .is_some_and(|s| s.op == Op::None && s.places.as_slice().first() == Some(&found.index))
+            {
+                flows.push(id);
+            }
+            let Some(next) = found.index.checked_add(1) else { break };
+            at.index = next;
+        }
+        flows.into_iter().filter_map(|id| self.candidate(id, nic, source, now_ns)).collect()
+    }
+
+    /// Waiting flows of a table, a window of them in each round.
+    fn waiting_for(
+        &mut self,
+        table: TableId,
+        nic: &dyn Nic,
+        source: &dyn FlowSource,
+        now_ns: u64,
+    ) -> Vec<Candidate> {
+        let last = (table, FlowId(u32::MAX));
+        let from = if self.wait_cursor.0 == table { self.wait_cursor } else { (table, FlowId(0)) };
+        let mut flows: Vec<FlowId> =
+            self.waiting.range(from..=last).take(CANDIDATES).map(|(_, id)| *id).collect();
+        let room = CANDIDATES - flows.len();
+        let before = (Bound::Included((table, FlowId(0))), Bound::Excluded(from));
+        flows.extend(self.waiting.range(before).take(room).map(|(_, id)| *id));
+        if let Some(id) = flows.last() {
+            self.wait_cursor = (table, FlowId(id.0.wrapping_add(1)));
+        }
+        flows.into_iter().filter_map(|id| self.candidate(id, nic, source, now_ns)).collect()
+    }
+}
+
+/// Fingerprint of table, keys and masks.
+fn place_print(plan: &Plan) -> u64 {
+    let mut h = DefaultHasher::new();
+    h.write_u16(plan.table.0);
+    for e in &plan.entries {
+        h.write_u16(e.priority);
+        h.write(&e.key);
+        h.write(&e.mask);
+    }
+    h.finish()
+}
+
+/// Fingerprint of everything, as the driver encodes it.
+fn whole_print(table: TableId, bytes: &[u8]) -> u64 {
+    let mut h = DefaultHasher::new();
+    h.write_u16(table.0);
+    h.write(bytes);
+    h.finish()
+}
