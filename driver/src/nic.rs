@@ -484,6 +484,8 @@ pub trait Nic: Send {
     fn rx(&mut self, max: usize, packet: &mut dyn FnMut(SlowRx, &[u8])) -> Result<usize, NicError>;
     /// Sends a packet from the slow path. `Ok(false)`: no room now, nothing was taken.
     fn tx(&mut self, to: SlowTx, frame: &[u8]) -> Result<bool, NicError>;
+    /// Packets given to `tx` that the device has not sent yet, as far as the driver knows.
+    fn tx_pending(&self) -> usize;
     /// Packets given to `tx` that the device is known not to have sent, after it failed. They are the caller's again.
     fn take_unsent(&mut self) -> Vec<(SlowTx, Vec<u8>)>;
     /// Resets the device and brings it up again with empty tables; pending updates complete as `Aborted`. Entry
