@@ -1,7 +1,7 @@
 //! A flow's match and handle.
 
 use crate::attrs::{attr, attr_bytes, is_neighbour_discovery};
-use crate::key::{VLAN_MAX, eth_type, ip_proto};
+use crate::key::{ETH_TYPE_NONE, VLAN_MAX, eth_type, ip_proto};
 use crate::{Action, AttrSet, Key, Mask};
 use zerocopy::IntoBytes;
 
@@ -96,17 +96,7 @@ impl Match {
 
     /// Matches `key` exactly in the named attributes, and anything in the others (R15, U4).
     pub fn exact_in(key: &Key, attrs: AttrSet) -> Self {
-        let mut mask = Mask::default();
-        for level in 0..attrs.0.len() {
-            let tagged = attrs.has(level, attr::VLAN) || attrs.has(level, attr::ENCAP);
-            for n in attrs.level(level) {
-                for (offset, len) in attr_bytes(n, level, tagged) {
-                    if let Some(bytes) = mask.0.as_mut_bytes().get_mut(*offset..offset + len) {
-                        bytes.fill(0xff);
-                    }
-                }
-            }
-        }
+        let mut mask = Mask(named_bytes(&attrs));
         // Fields that are narrower than their bytes, and those whose meaning depends on another.
         let m = &mut mask.0;
         m.tcp_flags = (m.tcp_flags.get() & 0xfff).into();
@@ -142,54 +132,50 @@ impl Match {
     /// Checks that the named attributes go together as Open vSwitch demands: a header stands only with the type that
     /// leads to it, tags with their content, and mask bits only with a named attribute.
     pub fn validate(&self) -> Result<(), MatchError> {
-        let (k, m, set) = (&self.key, &self.mask.0, &self.attrs);
-        let missing = |n: u8, needs| {
-            Err(MatchError::MissingPrerequisite { attribute: attr::NAMES[usize::from(n)], needs })
-        };
+        self.check_attributes()?;
+        let mut named = named_bytes(&self.attrs);
+        if self.key.eth_type.get() == ETH_TYPE_NONE {
+            // "No Ethernet type" stands in the mask only.
+            named.eth_type = u16::MAX.into();
+        }
+        let stray =
+            self.mask.0.as_bytes().iter().zip(named.as_bytes()).position(|(m, named)| m & !named != 0);
+        match stray {
+            None => Ok(()),
+            Some(byte) => {
+                let stands_for = |n: &u8| {
+                    (0..=VLAN_MAX).flat_map(|level| [(level, false), (level, true)]).any(|(level, tagged)| {
+                        attr_bytes(*n, level, tagged).iter().any(|(at, len)| (*at..at + len).contains(&byte))
+                    })
+                };
+                let owner = (1..=attr::IPV6_EXTHDRS).find(stands_for).unwrap_or_default();
+                Err(MatchError::MaskWithoutKey { attribute: attr::NAMES[usize::from(owner)] })
+            }
+        }
+    }
+
+    /// The part of [`Self::validate`] that can fail for a match from text.
+    pub(crate) fn check_attributes(&self) -> Result<(), MatchError> {
+        let (k, set) = (&self.key, &self.attrs);
         let mut inner = 0;
         for level in 0..VLAN_MAX {
             let (vlan, encap) = (set.has(level, attr::VLAN), set.has(level, attr::ENCAP));
             if vlan && !encap {
-                return missing(attr::VLAN, "encap()");
+                return missing(1 << attr::VLAN, "encap()");
             }
             if !encap {
                 break;
             }
             let tpid = k.vlan[level].tpid.get();
             if !set.has(level, attr::ETHERTYPE) || !matches!(tpid, eth_type::VLAN | eth_type::QINQ) {
-                return missing(attr::ENCAP, "eth_type(0x8100) or eth_type(0x88a8)");
+                return missing(1 << attr::ENCAP, "eth_type(0x8100) or eth_type(0x88a8)");
             }
             inner = level + 1;
         }
-        let both = set.has(0, attr::CT_ORIG_TUPLE_IPV4) && set.has(0, attr::CT_ORIG_TUPLE_IPV6);
-        if both {
+        if set.has(0, attr::CT_ORIG_TUPLE_IPV4) && set.has(0, attr::CT_ORIG_TUPLE_IPV6) {
             return Err(MatchError::Conflict { attribute: "ct_tuple6", other: "ct_tuple4" });
         }
-        self.check_headers(inner)?;
-        // Whatever is left of the mask after taking away all that is named belongs to nothing.
-        let named = Self::exact_in(k, *set).mask;
-        let ethertype_in_mask_only = !set.has(inner, attr::ETHERTYPE) && m.eth_type.get() != 0;
-        for (i, (have, allowed)) in m.as_bytes().iter().zip(named.0.as_bytes()).enumerate() {
-            if have & !allowed == 0 {
-                continue;
-            }
-            let owners = (1..=attr::IPV6_EXTHDRS).filter(|n| {
-                (0..=VLAN_MAX).any(|l| {
-                    attr_bytes(*n, l, false).iter().any(|(offset, len)| (*offset..offset + len).contains(&i))
-                })
-            });
-            let mut names = owners.map(|n| (n, (0..=VLAN_MAX).any(|l| set.has(l, n))));
-            let Some((n, _)) = names.clone().find(|(_, named)| !named).or_else(|| names.next()) else {
-                return Err(MatchError::MaskWithoutKey { attribute: "key" });
-            };
-            // Bits beyond a field's width within a named attribute are harmless ones that nothing sets.
-            let excused = n == attr::ETHERTYPE && ethertype_in_mask_only;
-            let within_named = (0..=VLAN_MAX).any(|l| set.has(l, n));
-            if !excused && !within_named {
-                return Err(MatchError::MaskWithoutKey { attribute: attr::NAMES[usize::from(n)] });
-            }
-        }
-        Ok(())
+        self.check_headers(inner)
     }
 
     /// Checks the headers of the innermost level against the types that lead to them.
@@ -206,84 +192,113 @@ impl Match {
         };
         let exact_type = ty_mask == u16::MAX;
         let exact_proto = m.ip_proto == u8::MAX;
-        let icmp_exact = m.tp_src.get() & 0xff == 0xff && m.tp_dst.get() & 0xff == 0xff;
-        let ip = matches!(ty, eth_type::IPV4 | eth_type::IPV6);
-        // Header, whether the key leads to it, whether the mask does, and what to say.
-        let rules: [(u8, bool, bool, &'static str); 14] = [
-            (attr::IPV4, ty == eth_type::IPV4, exact_type, "eth_type(0x0800), exact"),
-            (attr::IPV6, ty == eth_type::IPV6, exact_type, "eth_type(0x86dd), exact"),
-            (attr::IPV6_EXTHDRS, ty == eth_type::IPV6, exact_type, "eth_type(0x86dd), exact"),
-            (
-                attr::ARP,
-                matches!(ty, eth_type::ARP | eth_type::RARP),
-                exact_type,
-                "eth_type(0x0806) or eth_type(0x8035), exact",
-            ),
-            (
-                attr::MPLS,
-                matches!(ty, eth_type::MPLS | eth_type::MPLS_MCAST),
-                exact_type,
-                "eth_type(0x8847) or eth_type(0x8848), exact",
-            ),
-            (attr::NSH, ty == eth_type::NSH, exact_type, "eth_type(0x894f), exact"),
-            (attr::TCP, ip && k.ip_proto == ip_proto::TCP, exact_proto, "ip proto 6, exact"),
-            (attr::TCP_FLAGS, ip && k.ip_proto == ip_proto::TCP, exact_proto, "ip proto 6, exact"),
-            (attr::UDP, ip && k.ip_proto == ip_proto::UDP, exact_proto, "ip proto 17, exact"),
-            (attr::SCTP, ip && k.ip_proto == ip_proto::SCTP, exact_proto, "ip proto 132, exact"),
-            (
-                attr::ICMP,
-                ty == eth_type::IPV4 && k.ip_proto == ip_proto::ICMP,
-                exact_proto,
-                "ipv4() with proto 1, exact",
-            ),
-            (
-                attr::ICMPV6,
-                ty == eth_type::IPV6 && k.ip_proto == ip_proto::ICMPV6,
-                exact_proto,
-                "ipv6() with proto 58, exact",
-            ),
-            (
-                attr::ND,
-                set.has(level, attr::ICMPV6) && is_neighbour_discovery(k),
-                icmp_exact,
-                "icmpv6() with type 135 or 136 and code 0, exact",
-            ),
-            (attr::ND_EXTENSIONS, set.has(level, attr::ND), true, "nd()"),
-        ];
-        for (n, key_leads, mask_leads, needs) in rules {
-            let somewhere = (0..=VLAN_MAX).any(|l| l != level && set.has(l, n));
-            let masked = || {
+        let ip = set.has(level, attr::IPV4) || set.has(level, attr::IPV6);
+        let named = set.0[level] & HEADERS;
+        let elsewhere = (0..set.0.len()).filter(|l| *l != level).fold(0, |bits, l| bits | set.0[l] & HEADERS);
+        if elsewhere != 0 {
+            return missing(elsewhere, "its place at the innermost level");
+        }
+        for n in attr::IPV4..=attr::IPV6_EXTHDRS {
+            if named & 1 << n == 0 {
+                continue;
+            }
+            // Whether the key leads to the header, whether the mask does, and what to say if not.
+            let (key_leads, mask_leads, needs) = match n {
+                attr::IPV4 => (ty == eth_type::IPV4, exact_type, "eth_type(0x0800), exact"),
+                attr::IPV6 | attr::IPV6_EXTHDRS => {
+                    (ty == eth_type::IPV6, exact_type, "eth_type(0x86dd), exact")
+                }
+                attr::ARP => (
+                    matches!(ty, eth_type::ARP | eth_type::RARP),
+                    exact_type,
+                    "eth_type(0x0806) or eth_type(0x8035), exact",
+                ),
+                attr::MPLS => (
+                    matches!(ty, eth_type::MPLS | eth_type::MPLS_MCAST),
+                    exact_type,
+                    "eth_type(0x8847) or eth_type(0x8848), exact",
+                ),
+                attr::NSH => (ty == eth_type::NSH, exact_type, "eth_type(0x894f), exact"),
+                attr::TCP | attr::TCP_FLAGS => {
+                    (ip && k.ip_proto == ip_proto::TCP, exact_proto, "ipv4() or ipv6() with proto 6, exact")
+                }
+                attr::UDP => {
+                    (ip && k.ip_proto == ip_proto::UDP, exact_proto, "ipv4() or ipv6() with proto 17, exact")
+                }
+                attr::SCTP => (
+                    ip && k.ip_proto == ip_proto::SCTP,
+                    exact_proto,
+                    "ipv4() or ipv6() with proto 132, exact",
+                ),
+                attr::ICMP => (
+                    set.has(level, attr::IPV4) && k.ip_proto == ip_proto::ICMP,
+                    exact_proto,
+                    "ipv4() with proto 1, exact",
+                ),
+                attr::ICMPV6 => (
+                    set.has(level, attr::IPV6) && k.ip_proto == ip_proto::ICMPV6,
+                    exact_proto,
+                    "ipv6() with proto 58, exact",
+                ),
+                attr::ND => (
+                    set.has(level, attr::ICMPV6) && is_neighbour_discovery(k),
+                    m.tp_src.get() & 0xff == 0xff && m.tp_dst.get() & 0xff == 0xff,
+                    "icmpv6() with type 135 or 136 and code 0, exact",
+                ),
+                attr::ND_EXTENSIONS => (set.has(level, attr::ND), true, "nd()"),
+                _ => continue,
+            };
+            // A header that is wildcarded whole may stand without an exact type, as it does in verbose dumps.
+            let wildcard = || {
+                let mask = m.as_bytes();
                 attr_bytes(n, level, false)
                     .iter()
-                    .any(|(offset, len)| m.as_bytes()[*offset..offset + len].iter().any(|b| *b != 0))
+                    .all(|(at, len)| mask[*at..at + len].iter().all(|b| *b == 0))
             };
-            if somewhere {
-                let needs = "its place at the innermost level";
-                return Err(MatchError::MissingPrerequisite {
-                    attribute: attr::NAMES[usize::from(n)],
-                    needs,
-                });
+            if !key_leads || !(mask_leads || wildcard()) {
+                return missing(1 << n, needs);
             }
-            if set.has(level, n) && !(key_leads && (mask_leads || !masked())) {
-                return Err(MatchError::MissingPrerequisite {
-                    attribute: attr::NAMES[usize::from(n)],
-                    needs,
-                });
-            }
-        }
-        let transports = [attr::TCP, attr::UDP, attr::SCTP, attr::ICMP, attr::ICMPV6];
-        if transports.iter().any(|n| set.has(level, *n))
-            && !set.has(level, attr::IPV4)
-            && !set.has(level, attr::IPV6)
-        {
-            let n = transports.iter().copied().find(|n| set.has(level, *n)).unwrap_or_default();
-            return Err(MatchError::MissingPrerequisite {
-                attribute: attr::NAMES[usize::from(n)],
-                needs: "ipv4() or ipv6()",
-            });
         }
         Ok(())
     }
+}
+
+/// Attributes that stand only at the innermost level.
+const HEADERS: u64 = 1 << attr::IPV4
+    | 1 << attr::IPV6
+    | 1 << attr::TCP
+    | 1 << attr::UDP
+    | 1 << attr::ICMP
+    | 1 << attr::ICMPV6
+    | 1 << attr::ARP
+    | 1 << attr::ND
+    | 1 << attr::SCTP
+    | 1 << attr::TCP_FLAGS
+    | 1 << attr::MPLS
+    | 1 << attr::NSH
+    | 1 << attr::ND_EXTENSIONS
+    | 1 << attr::IPV6_EXTHDRS;
+
+/// The first attribute of `bits` needs something.
+fn missing(bits: u64, needs: &'static str) -> Result<(), MatchError> {
+    let attribute = attr::NAMES.get(bits.trailing_zeros() as usize).copied().unwrap_or_default();
+    Err(MatchError::MissingPrerequisite { attribute, needs })
+}
+
+/// Ones in all the bytes that the attributes stand for.
+fn named_bytes(attrs: &AttrSet) -> Key {
+    let mut bytes = Key::default();
+    for level in 0..attrs.0.len() {
+        let tagged = attrs.has(level, attr::VLAN) || attrs.has(level, attr::ENCAP);
+        for n in attrs.level(level) {
+            for (offset, len) in attr_bytes(n, level, tagged) {
+                if let Some(bytes) = bytes.as_mut_bytes().get_mut(*offset..offset + len) {
+                    bytes.fill(0xff);
+                }
+            }
+        }
+    }
+    bytes
 }
 
 /// A flow: handle, match and actions.

@@ -72,9 +72,11 @@ fn r12_recorded_dumps_print_as_they_were_read() {
 
 /// Keys of the packets in a capture, as Open vSwitch 4.0 extracted and printed them.
 fn oracle(set: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../fixtures/packets/oracle/{set}.keys"));
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../fixtures/packets/oracle/{set}.keys"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let keys: Vec<String> = text.lines().filter_map(|line| Some(line.split('\t').nth(1)?.to_owned())).collect();
+    let keys: Vec<String> =
+        text.lines().filter_map(|line| Some(line.split('\t').nth(1)?.to_owned())).collect();
     assert!(keys.len() >= 300, "{}: only {} keys", path.display(), keys.len());
     keys
 }

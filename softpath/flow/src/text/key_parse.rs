@@ -1,23 +1,17 @@
 //! Key attributes and their masks, from text.
 
 use super::lexer::{Cursor, Result};
-use super::{ErrorKind, MAX_DEPTH, NoNames, PortNames, TextError, flags, nsh, tunnel};
+use super::{ErrorKind, NoNames, PortNames, TextError, flags, nsh, tunnel};
 use crate::attrs::attr;
 use crate::key::{ETH_TYPE_NONE, Frag, MPLS_MAX, VLAN_CFI, VLAN_MAX, tun_flags};
 use crate::matching::MatchError;
 use crate::{AttrSet, Key, Match};
 
 /// The order in which a text names its attributes, per nesting level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AttrOrder {
     attrs: [[u8; 32]; 3],
     lens: [u8; 3],
-}
-
-impl Default for AttrOrder {
-    fn default() -> Self {
-        Self { attrs: [[0; 32]; 3], lens: [0; 3] }
-    }
 }
 
 impl AttrOrder {
@@ -85,7 +79,7 @@ pub(super) fn parse_attrs(
     if parser.order.level(0).is_empty() {
         return Err(c.error(ErrorKind::Empty));
     }
-    matching.validate().map_err(|e| {
+    matching.check_attributes().map_err(|e| {
         // The attribute is found again only now, so that good lines need not remember where each one stood.
         let text = c.since(start);
         let name = format!("{}(", e.attribute());
@@ -132,11 +126,9 @@ impl KeyParser<'_> {
             self.m.attrs.insert(level, attr);
             match attr {
                 attr::ENCAP => {
+                    // This bounds the recursion, too.
                     if level >= VLAN_MAX {
-                        let deep = ErrorKind::Match(MatchError::TooManyTags);
-                        return Err(
-                            c.error_at(from, if level >= MAX_DEPTH { ErrorKind::TooDeep } else { deep })
-                        );
+                        return Err(c.error_at(from, ErrorKind::Match(MatchError::TooManyTags)));
                     }
                     self.level(c, level + 1)?;
                     c.expect(b')', "a key attribute or ')'")?;

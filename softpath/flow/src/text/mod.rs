@@ -30,7 +30,7 @@ pub use key_parse::{AttrOrder, parse_key, parse_match};
 pub use key_print::{MatchText, PrintOptions, key_text};
 pub use names::{NoNames, PortMap, PortNames};
 
-/// How deeply actions may nest, and attributes within ENCAP; Open vSwitch's own parser stops at the same depth.
+/// How deeply actions may nest; Open vSwitch's own parser stops at the same depth.
 pub const MAX_DEPTH: usize = 32;
 
 /// What is wrong with a line of text, and where.
@@ -105,7 +105,7 @@ pub enum ErrorKind {
         /// Largest number of bytes.
         max: usize,
     },
-    /// Actions or encapsulated attributes nest too deeply.
+    /// Actions nest too deeply.
     #[error("nested more than {MAX_DEPTH} deep")]
     TooDeep,
     /// The line goes on after its end.
