@@ -12,7 +12,7 @@ use flowlift_flow::{AttrSet, Frag, Key, Mask, Match, VlanTag};
 const ATTRS: usize = 33;
 
 /// The length of each attribute's payload; `None` if it varies.
-fn payload_len(kind: u16) -> Option<usize> {
+fn payload_len(kind: u8) -> Option<usize> {
     Some(match kind {
         attr::ENCAP | attr::TUNNEL | attr::MPLS | attr::NSH => return None,
         attr::VLAN | attr::ETHERTYPE | attr::ICMP | attr::ICMPV6 | attr::TCP_FLAGS => 2,
@@ -37,49 +37,48 @@ impl<'a> Found<'a> {
         let mut by_number = [None; ATTRS];
         for item in attrs(bytes) {
             let item = item.map_err(|source| KeyError::Malformed { level, source })?;
-            let kind = item.kind;
-            let known = match kind {
-                0 | 30 | 31 => false,
-                attr::PACKET_TYPE => form == Form::UserSpace,
-                _ => true,
-            };
-            let Some(slot) = by_number.get_mut(usize::from(kind)).filter(|_| known) else {
-                return Err(KeyError::Unknown { attr: kind, level });
+            let kind = match u8::try_from(item.kind) {
+                Ok(kind @ (1..=29 | attr::IPV6_EXTHDRS))
+                    if kind != attr::PACKET_TYPE || form == Form::UserSpace =>
+                {
+                    kind
+                }
+                _ => return Err(KeyError::Unknown { attr: item.kind, level }),
             };
             if let Some(expected) = payload_len(kind)
                 && expected != item.payload.len()
             {
                 return Err(KeyError::Length { attr: kind, level, expected, actual: item.payload.len() });
             }
-            if slot.replace(item.payload).is_some() {
+            if by_number[usize::from(kind)].replace(item.payload).is_some() {
                 return Err(KeyError::Duplicate { attr: kind, level });
             }
         }
         Ok(Self { level, by_number })
     }
 
-    fn payload(&self, kind: u16) -> Option<&'a [u8]> {
+    fn payload(&self, kind: u8) -> Option<&'a [u8]> {
         self.by_number.get(usize::from(kind)).copied().flatten()
     }
 
     /// The first `N` bytes of an attribute; its length was checked before.
-    fn get<const N: usize>(&self, kind: u16) -> Option<[u8; N]> {
+    fn get<const N: usize>(&self, kind: u8) -> Option<[u8; N]> {
         self.payload(kind)?.first_chunk().copied()
     }
 
-    fn native32(&self, kind: u16) -> Option<u32> {
+    fn native32(&self, kind: u8) -> Option<u32> {
         self.get(kind).map(u32::from_ne_bytes)
     }
 
-    fn native16(&self, kind: u16) -> Option<u16> {
+    fn native16(&self, kind: u8) -> Option<u16> {
         self.get(kind).map(u16::from_ne_bytes)
     }
 
-    fn be16(&self, kind: u16) -> Option<u16> {
+    fn be16(&self, kind: u8) -> Option<u16> {
         self.get(kind).map(u16::from_be_bytes)
     }
 
-    fn has(&self, kind: u16) -> bool {
+    fn has(&self, kind: u8) -> bool {
         self.payload(kind).is_some()
     }
 
@@ -88,16 +87,27 @@ impl<'a> Found<'a> {
         (0..).zip(&self.by_number).filter(|(_, p)| p.is_some()).fold(0, |bits, (n, _)| bits | 1 << n)
     }
 
+    /// Names in `set` what stands at this level.
+    fn name(&self, set: &mut AttrSet) {
+        set.0[self.level] = self.bits();
+        if let Some(stack) = self.payload(attr::MPLS) {
+            set.set_mpls_count(self.level, stack.len() / 4);
+        }
+        for inner in self.payload(attr::TUNNEL).into_iter().flat_map(attrs).flatten() {
+            set.insert_tunnel(u8::try_from(inner.kind).unwrap_or(u8::MAX));
+        }
+    }
+
     /// Refuses the first attribute outside `allowed`.
     fn only(&self, allowed: u64) -> Result<(), KeyError> {
         match self.bits() & !allowed {
             0 => Ok(()),
-            extra => Err(KeyError::Misplaced { attr: extra.trailing_zeros() as u16, level: self.level }),
+            extra => Err(KeyError::Misplaced { attr: extra.trailing_zeros() as u8, level: self.level }),
         }
     }
 
     /// Refuses if `kind` is not there.
-    fn needs(&self, kind: u16) -> Result<(), KeyError> {
+    fn needs(&self, kind: u8) -> Result<(), KeyError> {
         if self.has(kind) { Ok(()) } else { Err(KeyError::Missing { attr: kind, level: self.level }) }
     }
 }
@@ -148,7 +158,7 @@ pub fn decode_key(bytes: &[u8], form: Form) -> Result<(Key, AttrSet), KeyError> 
 
     let mut found = outer;
     loop {
-        named.0[found.level] = found.bits();
+        found.name(&mut named);
         check_type(&found)?;
         if !(is_ethernet(&key) && found.level < VLAN_MAX && is_vlan(key.eth_type.get())) {
             break;
@@ -226,9 +236,17 @@ pub fn decode_mask(bytes: &[u8], key: &Key, form: Form) -> Result<(Mask, AttrSet
     let mut found = outer;
     loop {
         let level = found.level;
-        named.0[level] = found.bits();
+        found.name(&mut named);
         let eth_type = found.be16(attr::ETHERTYPE).unwrap_or_default();
         let Some(key_tag) = key.vlan.get(level).filter(|tag| tag.tpid.get() != 0) else {
+            if key.eth_type.get() < ETH_TYPE_MIN {
+                // "No Ethernet type" is matched exactly or not at all; as in text, only the mask names it.
+                if !matches!(eth_type, 0 | u16::MAX) {
+                    let (attr, value) = (attr::ETHERTYPE, eth_type.into());
+                    return Err(KeyError::Value { attr, field: "mask of no eth_type", value });
+                }
+                named.0[level] &= !(1 << attr::ETHERTYPE);
+            }
             m.eth_type = eth_type.into();
             break;
         };
@@ -264,7 +282,11 @@ pub fn decode_match(key: &[u8], mask: Option<&[u8]>, form: Form) -> Result<Match
         None => {
             let mut exact = Vec::new();
             super::encode_mask(&key, &Mask::exact(), form, Some(&key_attrs), &mut exact);
-            decode_mask(&exact, &key, form)?
+            let (mut mask, attrs) = decode_mask(&exact, &key, form)?;
+            if key.eth_type.get() < ETH_TYPE_MIN && is_ethernet(&key) {
+                mask.0.eth_type = u16::MAX.into();
+            }
+            (mask, attrs)
         }
     };
     Ok(Match { key, mask, attrs })
@@ -399,7 +421,7 @@ fn values(key: &Key) -> Result<(), KeyError> {
 
 /// Refuses a mask that looks into a header without an exact match on what says that the header is there.
 fn prerequisites(key: &Key, found: &Found<'_>, mask: &Key) -> Result<(), KeyError> {
-    let looks_into = |kind: u16| found.payload(kind).is_some_and(|p| p.iter().any(|byte| *byte != 0));
+    let looks_into = |kind: u8| found.payload(kind).is_some_and(|p| p.iter().any(|byte| *byte != 0));
     if let Some(l3) = l3_attr(key).filter(|kind| looks_into_l3(*kind, found))
         && mask.eth_type.get() != u16::MAX
     {
@@ -419,7 +441,7 @@ fn prerequisites(key: &Key, found: &Found<'_>, mask: &Key) -> Result<(), KeyErro
 }
 
 /// True if the mask of an L3 attribute has any bit; NSH has headers of its own within.
-fn looks_into_l3(kind: u16, found: &Found<'_>) -> bool {
+fn looks_into_l3(kind: u8, found: &Found<'_>) -> bool {
     let any = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
     match found.payload(kind) {
         Some(payload) if kind == attr::NSH => attrs(payload).flatten().any(|inner| any(inner.payload)),

@@ -64,11 +64,11 @@ impl Composer<'_> {
         }
     }
 
-    fn wants(&self, level: usize, attr: u16) -> bool {
-        self.only.is_none_or(|set| set.0.get(level).is_some_and(|bits| bits >> attr & 1 != 0))
+    fn wants(&self, level: usize, attr: u8) -> bool {
+        self.only.is_none_or(|set| set.has(level, attr))
     }
 
-    fn put(&mut self, level: usize, attr: u16, payload: &[u8]) {
+    fn put(&mut self, level: usize, attr: u8, payload: &[u8]) {
         if self.wants(level, attr) {
             self.w.put(attr, payload);
         }
@@ -80,7 +80,7 @@ impl Composer<'_> {
         self.put(0, attr::DP_HASH, &data.dp_hash.to_ne_bytes());
         self.put(0, attr::PRIORITY, &data.skb_priority.to_ne_bytes());
         if (key.has_tunnel() || self.is_mask) && self.wants(0, attr::TUNNEL) {
-            tunnel::encode(key, data, self.is_mask, &mut self.w);
+            tunnel::encode(key, data, self.is_mask, self.only, &mut self.w);
         }
         if self.is_mask || key.in_port != NO_PORT {
             self.put(0, attr::IN_PORT, &data.in_port.to_ne_bytes());
@@ -147,8 +147,8 @@ impl Composer<'_> {
         let key_type = key.eth_type.get();
         if key_type < ETH_TYPE_MIN {
             // The convention for frames without an Ethernet type: no attribute in the key, an exact one in the mask.
-            if is_mask {
-                self.put(level, attr::ETHERTYPE, &data.eth_type.get().to_be_bytes());
+            if is_mask && (self.only.is_none() || data.eth_type.get() != 0) {
+                self.w.put(attr::ETHERTYPE, &data.eth_type.get().to_be_bytes());
             }
             return;
         }
@@ -164,7 +164,7 @@ impl Composer<'_> {
         }
     }
 
-    fn l3(&mut self, level: usize, kind: u16) {
+    fn l3(&mut self, level: usize, kind: u8) {
         let Self { key, data, is_mask, .. } = *self;
         let (src, dst) = (data.ipv4_src.get().to_be_bytes(), data.ipv4_dst.get().to_be_bytes());
         let mut payload = Vec::with_capacity(40);
@@ -206,7 +206,7 @@ impl Composer<'_> {
         }
     }
 
-    fn l4(&mut self, level: usize, kind: u16) {
+    fn l4(&mut self, level: usize, kind: u8) {
         let Self { key, data, is_mask, .. } = *self;
         let ([s0, s1], [d0, d1]) = (data.tp_src.get().to_be_bytes(), data.tp_dst.get().to_be_bytes());
         match kind {

@@ -17,10 +17,10 @@ pub enum KeyError {
         source: NlaError,
     },
     /// The same attribute twice at one level (R37).
-    #[error("attribute {} occurs twice{}", Name(*.attr), Level(*.level))]
+    #[error("attribute {} occurs twice{}", Name(u16::from(*.attr)), Level(*.level))]
     Duplicate {
         /// `OVS_KEY_ATTR_*`.
-        attr: u16,
+        attr: u8,
         /// Nesting level.
         level: usize,
     },
@@ -33,10 +33,10 @@ pub enum KeyError {
         level: usize,
     },
     /// A payload of the wrong length.
-    #[error("attribute {} has {actual} bytes instead of {expected}{}", Name(*.attr), Level(*.level))]
+    #[error("attribute {} has {actual} bytes instead of {expected}{}", Name(u16::from(*.attr)), Level(*.level))]
     Length {
         /// `OVS_KEY_ATTR_*`.
-        attr: u16,
+        attr: u8,
         /// Nesting level.
         level: usize,
         /// Bytes that it should have; of MPLS, the most that it may have.
@@ -45,26 +45,26 @@ pub enum KeyError {
         actual: usize,
     },
     /// The key's headers call for an attribute that is not there.
-    #[error("attribute {} is missing{}", Name(*.attr), Level(*.level))]
+    #[error("attribute {} is missing{}", Name(u16::from(*.attr)), Level(*.level))]
     Missing {
         /// `OVS_KEY_ATTR_*`.
-        attr: u16,
+        attr: u8,
         /// Nesting level.
         level: usize,
     },
     /// An attribute that the key's headers leave no place for, such as TCP without an IP protocol of 6.
-    #[error("attribute {} does not fit the headers before it{}", Name(*.attr), Level(*.level))]
+    #[error("attribute {} does not fit the headers before it{}", Name(u16::from(*.attr)), Level(*.level))]
     Misplaced {
         /// `OVS_KEY_ATTR_*`.
-        attr: u16,
+        attr: u8,
         /// Nesting level.
         level: usize,
     },
     /// A field with a value that it cannot have.
-    #[error("attribute {}: {field} cannot be {value:#x}", Name(*.attr))]
+    #[error("attribute {}: {field} cannot be {value:#x}", Name(u16::from(*.attr)))]
     Value {
         /// `OVS_KEY_ATTR_*`.
-        attr: u16,
+        attr: u8,
         /// Field.
         field: &'static str,
         /// Its value.
@@ -80,18 +80,18 @@ pub enum KeyError {
         level: usize,
     },
     /// A mask that looks into a header without matching exactly the field that says it is there.
-    #[error("mask of {} needs an exact match on {}", Name(*.attr), Name(*.needs))]
+    #[error("mask of {} needs an exact match on {}", Name(u16::from(*.attr)), Name(u16::from(*.needs)))]
     MaskWithout {
         /// The attribute with mask bits.
-        attr: u16,
+        attr: u8,
         /// The attribute that must be matched exactly.
-        needs: u16,
+        needs: u8,
     },
     /// Something within TUNNEL or NSH.
-    #[error("attribute {} within {}: {problem}", .inner, Name(*.attr))]
+    #[error("attribute {} within {} {problem}", .inner, Name(u16::from(*.attr)))]
     Inner {
         /// TUNNEL or NSH.
-        attr: u16,
+        attr: u8,
         /// `OVS_TUNNEL_KEY_ATTR_*` or `OVS_NSH_KEY_ATTR_*`.
         inner: u16,
         /// What is wrong with it.
@@ -137,39 +137,9 @@ struct Name(u16);
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.0 {
-            attr::ENCAP => "ENCAP",
-            attr::PRIORITY => "PRIORITY",
-            attr::IN_PORT => "IN_PORT",
-            attr::ETHERNET => "ETHERNET",
-            attr::VLAN => "VLAN",
-            attr::ETHERTYPE => "ETHERTYPE",
-            attr::IPV4 => "IPV4",
-            attr::IPV6 => "IPV6",
-            attr::TCP => "TCP",
-            attr::UDP => "UDP",
-            attr::ICMP => "ICMP",
-            attr::ICMPV6 => "ICMPV6",
-            attr::ARP => "ARP",
-            attr::ND => "ND",
-            attr::SKB_MARK => "SKB_MARK",
-            attr::TUNNEL => "TUNNEL",
-            attr::SCTP => "SCTP",
-            attr::TCP_FLAGS => "TCP_FLAGS",
-            attr::DP_HASH => "DP_HASH",
-            attr::RECIRC_ID => "RECIRC_ID",
-            attr::MPLS => "MPLS",
-            attr::CT_STATE => "CT_STATE",
-            attr::CT_ZONE => "CT_ZONE",
-            attr::CT_MARK => "CT_MARK",
-            attr::CT_LABELS => "CT_LABELS",
-            attr::CT_ORIG_TUPLE_IPV4 => "CT_ORIG_TUPLE_IPV4",
-            attr::CT_ORIG_TUPLE_IPV6 => "CT_ORIG_TUPLE_IPV6",
-            attr::NSH => "NSH",
-            attr::PACKET_TYPE => "PACKET_TYPE",
-            attr::IPV6_EXTHDRS => "IPV6_EXTHDRS",
-            number => return write!(f, "{number}"),
-        };
-        f.write_str(name)
+        match attr::NAMES.get(usize::from(self.0)) {
+            Some(name) if !name.is_empty() => f.write_str(name),
+            _ => write!(f, "{}", self.0),
+        }
     }
 }

@@ -10,73 +10,19 @@
 mod decode;
 mod encode;
 mod error;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 
 pub use decode::{decode_key, decode_mask, decode_match};
 pub use encode::{encode_key, encode_mask, encode_match};
-pub use error::KeyError;
+pub use error::{InnerProblem, KeyError};
+
+pub use flowlift_flow::attrs::{attr, tunnel_attr};
 
 use flowlift_flow::Key;
 use flowlift_flow::key::{MPLS_MAX, eth_type, ip_proto};
 use std::fmt::Write;
-
-/// Attribute numbers, `OVS_KEY_ATTR_*`.
-pub mod attr {
-    #![allow(missing_docs)]
-    pub const ENCAP: u16 = 1;
-    pub const PRIORITY: u16 = 2;
-    pub const IN_PORT: u16 = 3;
-    pub const ETHERNET: u16 = 4;
-    pub const VLAN: u16 = 5;
-    pub const ETHERTYPE: u16 = 6;
-    pub const IPV4: u16 = 7;
-    pub const IPV6: u16 = 8;
-    pub const TCP: u16 = 9;
-    pub const UDP: u16 = 10;
-    pub const ICMP: u16 = 11;
-    pub const ICMPV6: u16 = 12;
-    pub const ARP: u16 = 13;
-    pub const ND: u16 = 14;
-    pub const SKB_MARK: u16 = 15;
-    pub const TUNNEL: u16 = 16;
-    pub const SCTP: u16 = 17;
-    pub const TCP_FLAGS: u16 = 18;
-    pub const DP_HASH: u16 = 19;
-    pub const RECIRC_ID: u16 = 20;
-    pub const MPLS: u16 = 21;
-    pub const CT_STATE: u16 = 22;
-    pub const CT_ZONE: u16 = 23;
-    pub const CT_MARK: u16 = 24;
-    pub const CT_LABELS: u16 = 25;
-    pub const CT_ORIG_TUPLE_IPV4: u16 = 26;
-    pub const CT_ORIG_TUPLE_IPV6: u16 = 27;
-    pub const NSH: u16 = 28;
-    /// User space only (U13).
-    pub const PACKET_TYPE: u16 = 29;
-    pub const IPV6_EXTHDRS: u16 = 32;
-}
-
-/// Numbers of the attributes within TUNNEL, `OVS_TUNNEL_KEY_ATTR_*`.
-mod tun {
-    pub(super) const ID: u16 = 0;
-    pub(super) const IPV4_SRC: u16 = 1;
-    pub(super) const IPV4_DST: u16 = 2;
-    pub(super) const TOS: u16 = 3;
-    pub(super) const TTL: u16 = 4;
-    pub(super) const DONT_FRAGMENT: u16 = 5;
-    pub(super) const CSUM: u16 = 6;
-    pub(super) const OAM: u16 = 7;
-    pub(super) const GENEVE_OPTS: u16 = 8;
-    pub(super) const TP_SRC: u16 = 9;
-    pub(super) const TP_DST: u16 = 10;
-    pub(super) const VXLAN_OPTS: u16 = 11;
-    pub(super) const IPV6_SRC: u16 = 12;
-    pub(super) const IPV6_DST: u16 = 13;
-    pub(super) const PAD: u16 = 14;
-    pub(super) const ERSPAN_OPTS: u16 = 15;
-    /// User space only.
-    pub(super) const GTPU_OPTS: u16 = 16;
-}
 
 /// Who composes or reads the attributes; the two sides of a datapath's line differ in a few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +66,7 @@ fn label_count(key: &Key) -> usize {
 }
 
 /// The attribute of the L3 header that the key's Ethernet type calls for.
-fn l3_attr(key: &Key) -> Option<u16> {
+fn l3_attr(key: &Key) -> Option<u8> {
     Some(match key.eth_type.get() {
         eth_type::IPV4 => attr::IPV4,
         eth_type::IPV6 => attr::IPV6,
@@ -132,7 +78,7 @@ fn l3_attr(key: &Key) -> Option<u16> {
 }
 
 /// The attribute of the L4 header that the key's IP protocol calls for.
-fn l4_attr(key: &Key) -> Option<u16> {
+fn l4_attr(key: &Key) -> Option<u8> {
     if !key.is_ip() || key.ip_frag == flowlift_flow::Frag::Later as u8 {
         return None;
     }

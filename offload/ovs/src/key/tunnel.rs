@@ -1,13 +1,15 @@
 //! The two attributes that nest their own kind: TUNNEL and NSH.
 
 use super::error::{InnerProblem, KeyError};
-use super::{attr, tun};
+use super::{attr, tunnel_attr as tun};
 use crate::nla::{Writer, attrs};
-use flowlift_flow::Key;
 use flowlift_flow::key::{TUN_OPTS_MAX, tun_flags};
+use flowlift_flow::{AttrSet, Key};
 
 /// Number of tunnel attributes, 0 to 16.
 const TUN_ATTRS: usize = 17;
+/// `OVS_TUNNEL_KEY_ATTR_PAD`: says nothing.
+const PAD: u8 = 14;
 /// `OVS_NSH_KEY_ATTR_BASE` and `_MD1`.
 const NSH_BASE: u16 = 1;
 const NSH_MD1: u16 = 2;
@@ -16,24 +18,26 @@ const VXLAN_GBP: u16 = 1;
 /// Size of `struct erspan_metadata`.
 const ERSPAN_LEN: usize = 12;
 
-/// Writes TUNNEL for `key` with the values of `data`, the key or a mask.
-pub(super) fn encode(key: &Key, data: &Key, is_mask: bool, w: &mut Writer<'_>) {
+/// Writes TUNNEL for `key` with the values of `data`, the key or a mask. A value of zero is left out, as Open vSwitch
+/// does, unless `only` names it.
+pub(super) fn encode(key: &Key, data: &Key, is_mask: bool, only: Option<&AttrSet>, w: &mut Writer<'_>) {
     let flags = data.tun_flags.get();
+    let named = |kind| only.is_some_and(|set| set.has_tunnel(kind));
     let start = w.begin(attr::TUNNEL);
     if flags & tun_flags::KEY != 0 || data.tun_id.get() != 0 {
         w.put(tun::ID, &data.tun_id.get().to_be_bytes());
     }
     for (kind, address) in [(tun::IPV4_SRC, data.tun_ipv4_src), (tun::IPV4_DST, data.tun_ipv4_dst)] {
-        if address.get() != 0 {
+        if address.get() != 0 || named(kind) {
             w.put(kind, &address.get().to_be_bytes());
         }
     }
     for (kind, address) in [(tun::IPV6_SRC, data.tun_ipv6_src), (tun::IPV6_DST, data.tun_ipv6_dst)] {
-        if address != [0; 16] {
+        if address != [0; 16] || named(kind) {
             w.put(kind, &address);
         }
     }
-    if data.tun_tos != 0 {
+    if data.tun_tos != 0 || named(tun::TOS) {
         w.put(tun::TOS, &[data.tun_tos]);
     }
     w.put(tun::TTL, &[data.tun_ttl]);
@@ -43,7 +47,7 @@ pub(super) fn encode(key: &Key, data: &Key, is_mask: bool, w: &mut Writer<'_>) {
         }
     }
     for (kind, port) in [(tun::TP_SRC, data.tun_tp_src), (tun::TP_DST, data.tun_tp_dst)] {
-        if port.get() != 0 {
+        if port.get() != 0 || named(kind) {
             w.put(kind, &port.get().to_be_bytes());
         }
     }
@@ -87,17 +91,17 @@ fn options(key: &Key, data: &Key, is_mask: bool, w: &mut Writer<'_>) {
 }
 
 /// An error within `attr`.
-fn inner(attr: u16, inner: u16, problem: InnerProblem) -> KeyError {
-    KeyError::Inner { attr, inner, problem }
+fn inner(attr: u8, inner: impl Into<u16>, problem: InnerProblem) -> KeyError {
+    KeyError::Inner { attr, inner: inner.into(), problem }
 }
 
 /// A payload of exactly `N` bytes.
-fn exactly<const N: usize>(attr: u16, kind: u16, payload: &[u8]) -> Result<[u8; N], KeyError> {
+fn exactly<const N: usize>(attr: u8, kind: impl Into<u16>, payload: &[u8]) -> Result<[u8; N], KeyError> {
     payload.try_into().map_err(|_| inner(attr, kind, InnerProblem::Length(payload.len())))
 }
 
 /// The attributes nested in `payload`, each at most once, by number.
-fn nested<const N: usize>(attr: u16, payload: &[u8], level: usize) -> Result<[Option<&[u8]>; N], KeyError> {
+fn nested<const N: usize>(attr: u8, payload: &[u8], level: usize) -> Result<[Option<&[u8]>; N], KeyError> {
     let mut found = [None; N];
     for item in attrs(payload) {
         let item = item.map_err(|source| KeyError::Malformed { level, source })?;
@@ -118,7 +122,7 @@ pub(super) fn decode(payload: &[u8], key: Option<&Key>, out: &mut Key) -> Result
         if found[usize::from(tun::TTL)].is_none() {
             return Err(inner(attr::TUNNEL, tun::TTL, InnerProblem::Missing));
         }
-        let has = |kind: u16| found[usize::from(kind)].is_some();
+        let has = |kind: u8| found[usize::from(kind)].is_some();
         if (has(tun::IPV4_SRC) || has(tun::IPV4_DST)) && (has(tun::IPV6_SRC) || has(tun::IPV6_DST)) {
             return Err(inner(attr::TUNNEL, tun::IPV6_DST, InnerProblem::Conflict));
         }
@@ -132,7 +136,7 @@ pub(super) fn decode(payload: &[u8], key: Option<&Key>, out: &mut Key) -> Result
 }
 
 /// Reads one tunnel attribute and gives the flags that its presence sets.
-fn field(kind: u16, payload: &[u8], key: Option<&Key>, out: &mut Key) -> Result<u16, KeyError> {
+fn field(kind: u8, payload: &[u8], key: Option<&Key>, out: &mut Key) -> Result<u16, KeyError> {
     let t = attr::TUNNEL;
     Ok(match kind {
         tun::ID => {
@@ -174,7 +178,7 @@ fn field(kind: u16, payload: &[u8], key: Option<&Key>, out: &mut Key) -> Result<
         tun::DONT_FRAGMENT => exactly::<0>(t, kind, payload).map(|_| tun_flags::DF)?,
         tun::CSUM => exactly::<0>(t, kind, payload).map(|_| tun_flags::CSUM)?,
         tun::OAM => exactly::<0>(t, kind, payload).map(|_| tun_flags::OAM)?,
-        tun::PAD => 0,
+        PAD => 0,
         tun::GENEVE_OPTS => {
             let options = out.tun_opts.get_mut(..payload.len()).filter(|_| payload.len() <= TUN_OPTS_MAX);
             let Some(options) = options.filter(|options| options.len().is_multiple_of(4)) else {
@@ -239,7 +243,7 @@ pub(super) fn encode_nsh(key: &Key, data: &Key, is_mask: bool, w: &mut Writer<'_
 pub(super) fn decode_nsh(payload: &[u8], is_mask: bool, level: usize, out: &mut Key) -> Result<(), KeyError> {
     let [unspec, base, md1] = nested::<3>(attr::NSH, payload, level)?;
     if unspec.is_some() {
-        return Err(inner(attr::NSH, 0, InnerProblem::Unknown));
+        return Err(inner(attr::NSH, 0u16, InnerProblem::Unknown));
     }
     match base {
         Some(base) => {
