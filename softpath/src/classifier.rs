@@ -7,10 +7,9 @@
 use crate::table::hash::Seeds;
 use crate::table::index::{IndexReader, tag_of};
 use crate::table::rcu::{Guard, View};
-use crate::table::record::{FlowRecord, hot_words};
-use crate::table::shape::SparseMask;
-use flowlift_flow::Key;
-use flowlift_flow::key::{HOT_WORDS, eth_type};
+use crate::table::record::FlowRecord;
+use crate::table::shape::{LookupKey, SparseMask, and, hash_rest, hot};
+use flowlift_flow::key::{HOT_WORDS, KEY_WORDS};
 use std::sync::Arc;
 
 /// Flows with one mask, as readers see them.
@@ -29,40 +28,29 @@ pub struct Subtable {
 #[derive(Debug, Clone, Default)]
 pub struct Relevant {
     hot: [u64; HOT_WORDS],
-    /// Words 8 to 15, which an IPv4 packet does not have.
-    l3: Box<[(u8, u64)]>,
-    /// Later words.
-    far: Box<[(u8, u64)]>,
+    /// Number and bits of each later word that has some.
+    rest: Box<[(u8, u64)]>,
 }
 
 impl Relevant {
     /// Of these masks.
     pub fn new<'a>(masks: impl Iterator<Item = &'a SparseMask>) -> Self {
-        let mut words = [0u64; flowlift_flow::key::KEY_WORDS];
+        let mut words = [0u64; KEY_WORDS];
         for m in masks {
             m.hot.iter().zip(&mut words).for_each(|(m, w)| *w |= m);
             m.rest.iter().for_each(|&(i, m)| words[usize::from(i)] |= m);
         }
-        let mut hot = [0; HOT_WORDS];
-        hot.copy_from_slice(&words[..HOT_WORDS]);
-        let range =
-            |r: std::ops::Range<usize>| r.filter(|&i| words[i] != 0).map(|i| (i as u8, words[i])).collect();
-        Self { hot, l3: range(HOT_WORDS..16), far: range(16..words.len()) }
+        let mut hot_words = [0; HOT_WORDS];
+        hot_words.copy_from_slice(&words[..HOT_WORDS]);
+        let rest = (HOT_WORDS..KEY_WORDS).filter(|&i| words[i] != 0).map(|i| (i as u8, words[i])).collect();
+        Self { hot: hot_words, rest }
     }
 
     /// Hash of a key's relevant bits.
     #[inline(always)]
-    pub fn hash(&self, seeds: &Seeds, key: &Key) -> u64 {
-        let k = hot_words(key);
-        let h = seeds.hash8(&std::array::from_fn(|i| k[i] & self.hot[i]));
-        let ipv4 = key.eth_type.get() == eth_type::IPV4;
-        if self.far.is_empty() && (ipv4 || self.l3.is_empty()) { h } else { self.hash_rest(seeds, h, key) }
-    }
-
-    fn hash_rest(&self, seeds: &Seeds, hash: u64, key: &Key) -> u64 {
-        let words = key.words();
-        let all = self.l3.iter().chain(&self.far).enumerate();
-        seeds.finish(all.fold(hash, |h, (n, &(i, m))| seeds.add(h, n, words[usize::from(i)] & m)))
+    pub fn hash(&self, seeds: &Seeds, key: LookupKey<'_>) -> u64 {
+        let h = seeds.hash8(&and(hot(key.key), &self.hot));
+        if key.hot_only || self.rest.is_empty() { h } else { hash_rest(&self.rest, seeds, h, key.key) }
     }
 }
 
@@ -133,7 +121,7 @@ impl SearchOrder {
         subtables: &'g Subtables,
         view: View<'g, FlowRecord>,
         seeds: &Seeds,
-        key: &Key,
+        key: LookupKey<'_>,
     ) -> Option<(u32, &'g FlowRecord)> {
         self.lookups += 1;
         if self.lookups >= SORT_EVERY {
@@ -159,7 +147,7 @@ impl Subtable {
         guard: &'g Guard<'_>,
         view: View<'g, FlowRecord>,
         seeds: &Seeds,
-        key: &Key,
+        key: LookupKey<'_>,
     ) -> Option<(u32, &'g FlowRecord)> {
         let tag = tag_of(self.mask.hash(seeds, key));
         // A candidate's slot may have gone to a flow with another mask since; if that one matches, it is right too.

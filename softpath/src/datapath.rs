@@ -85,7 +85,7 @@ impl Shared {
     fn flow_stats(&self, slot: u32, stats_generation: u32) -> FlowStats {
         let mut sum = FlowStats::default();
         for w in &self.workers().all {
-            sum += w.flows.get(slot, stats_generation);
+            sum.merge(&w.flows.get(slot, stats_generation));
         }
         sum
     }

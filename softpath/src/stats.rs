@@ -26,12 +26,13 @@ pub struct FlowStats {
 impl FlowStats {
     /// Counts one packet.
     pub fn count(&mut self, bytes: u64, now: u64, tcp_flags: u16) {
-        *self += Self { packets: 1, bytes, used: Some(now), tcp_flags };
+        self.merge(&Self { packets: 1, bytes, used: Some(now), tcp_flags });
     }
 }
 
-impl AddAssign for FlowStats {
-    fn add_assign(&mut self, other: Self) {
+impl FlowStats {
+    /// Adds what others counted for the same flow: another worker, or hardware.
+    pub fn merge(&mut self, other: &Self) {
         self.packets = self.packets.wrapping_add(other.packets);
         self.bytes = self.bytes.wrapping_add(other.bytes);
         self.used = self.used.max(other.used);

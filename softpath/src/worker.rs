@@ -22,6 +22,7 @@ use crate::packet::Packet;
 use crate::stats::Counters;
 use crate::table::index::tag_of;
 use crate::table::rcu::{Guard, Reader, View, prefetch};
+use crate::table::shape::LookupKey;
 use crate::table::{FlowId, FlowRecord, TableShared};
 use flowlift_flow::{Key, Metadata, PortNo};
 use std::sync::Arc;
@@ -99,7 +100,7 @@ impl Batch {
 
     /// The next packet's buffer, to be filled; `None` if the batch is full.
     #[inline]
-    pub fn next(&mut self) -> Option<&mut Packet> {
+    pub fn next_packet(&mut self) -> Option<&mut Packet> {
         let packet = self.packets.get_mut(self.len)?;
         self.len += 1;
         Some(packet)
@@ -108,7 +109,7 @@ impl Batch {
     /// Copies a frame in; false if the batch is full.
     #[inline]
     pub fn push(&mut self, frame: &[u8], metadata: Metadata) -> bool {
-        self.next().map(|p| p.fill(frame, metadata)).is_some()
+        self.next_packet().map(|p| p.fill(frame, metadata)).is_some()
     }
 
     /// Number of packets.
@@ -161,13 +162,13 @@ impl<'g> Section<'g> {
 
 impl Lookup {
     #[inline(always)]
-    fn tag(section: &Section<'_>, key: &Key) -> u32 {
+    fn tag(section: &Section<'_>, key: LookupKey<'_>) -> u32 {
         tag_of(section.subtables.relevant.hash(&section.table.seeds, key))
     }
 
     /// The second tier, for a packet that the cache did not answer.
     #[inline(never)]
-    fn classify<'g>(&mut self, s: &Section<'g>, tag: u32, key: &Key) -> Found<'g> {
+    fn classify<'g>(&mut self, s: &Section<'g>, tag: u32, key: LookupKey<'_>) -> Found<'g> {
         self.order.follow(s.subtables);
         let before = self.order.searched;
         let found = self.order.lookup(s.guard, s.subtables, s.view, &s.table.seeds, key);
@@ -179,7 +180,7 @@ impl Lookup {
     }
 
     /// Both tiers, for a single packet.
-    fn find<'g>(&mut self, s: &Section<'g>, key: &Key) -> Found<'g> {
+    fn find<'g>(&mut self, s: &Section<'g>, key: LookupKey<'_>) -> Found<'g> {
         let tag = Self::tag(s, key);
         let cached = self.cache.as_ref().and_then(|c| c.get(tag));
         if let Some(slot) = cached
@@ -257,7 +258,7 @@ impl Worker {
         for i in 0..n {
             let key = &mut self.keys[i];
             layers[i] = extract(packets[i].bytes(), &packets[i].metadata, key);
-            tags[i] = Lookup::tag(&section, key.key());
+            tags[i] = Lookup::tag(&section, LookupKey::of(key));
             if let Some(cache) = &lookup.cache {
                 cache.prefetch(tags[i]);
             }
@@ -274,7 +275,7 @@ impl Worker {
             }
         }
         for i in 0..n {
-            let key = self.keys[i].key();
+            let key = LookupKey::of(&self.keys[i]);
             match found[i] {
                 Some((_, record)) if record.matches(key) => lookup.counters.cache_hits += 1,
                 _ => found[i] = lookup.classify(&section, tags[i], key),
@@ -283,7 +284,7 @@ impl Worker {
         lookup.counters.packets += n as u64;
         let mut run = Run { section, lookup, own: &self.own, spare_keys: &mut self.spare_keys, now, sink };
         for i in 0..n {
-            run.act(found[i], self.keys[i].key(), &layers[i], &mut packets[i], &mut self.context);
+            run.act(found[i], &self.keys[i], &layers[i], &mut packets[i], &mut self.context);
         }
         self.own.counters.store(&self.lookup.counters);
     }
@@ -292,7 +293,7 @@ impl Worker {
     pub fn lookup(&mut self, key: &Key) -> Option<FlowId> {
         let guard = self.reader.enter();
         let section = Section::new(&self.shared.table, &guard);
-        let found = self.lookup.find(&section, key);
+        let found = self.lookup.find(&section, LookupKey::new(key));
         found.map(|(slot, r)| FlowId { slot, generation: r.generation() })
     }
 
@@ -325,7 +326,7 @@ impl<S: Sink> Run<'_, '_, S> {
     fn act(
         &mut self,
         found: Found<'_>,
-        key: &Key,
+        key: &KeyBuf,
         layers: &Layers,
         packet: &mut Packet,
         context: &mut Context,
@@ -341,31 +342,31 @@ impl<S: Sink> Run<'_, '_, S> {
         &mut self,
         slot: u32,
         record: &FlowRecord,
-        key: &Key,
+        key: &KeyBuf,
         layers: &Layers,
         packet: &mut Packet,
         context: &mut Context,
     ) {
         self.lookup.counters.hits += 1;
-        let (bytes, flags) = (packet.len() as u64, key.tcp_flags.get());
+        let (bytes, flags) = (packet.len() as u64, key.key().tcp_flags.get());
         self.own.flows.count(slot, record.stats_generation(), bytes, self.now, flags);
-        self.sink.matched(FlowId { slot, generation: record.generation() }, key);
-        execute(record.program(), packet, key, layers, context, self);
+        self.sink.matched(FlowId { slot, generation: record.generation() }, key.key());
+        execute(record.program(), packet, key.key(), layers, context, self);
     }
 
     #[cold]
-    fn miss(&mut self, key: &Key, layers: &Layers, packet: &mut Packet, context: &mut Context) {
+    fn miss(&mut self, key: &KeyBuf, layers: &Layers, packet: &mut Packet, context: &mut Context) {
         // An upcall earlier in this batch may have been answered with the flow that this packet wants too.
         if self.lookup.upcalled {
             self.section.subtables = self.section.table.subtables.load(self.section.guard);
             let section = self.section;
-            if let Some((slot, record)) = self.lookup.find(&section, key) {
+            if let Some((slot, record)) = self.lookup.find(&section, LookupKey::of(key)) {
                 return self.hit(slot, record, key, layers, packet, context);
             }
         }
         self.lookup.counters.misses += 1;
         self.lookup.upcalled = true;
-        if !self.sink.upcall(Upcall::Miss { key, packet }) {
+        if !self.sink.upcall(Upcall::Miss { key: key.key(), packet }) {
             self.lookup.counters.lost += 1;
         }
     }
@@ -392,8 +393,8 @@ impl<S: Sink> actions::Sink for Run<'_, '_, S> {
         self.lookup.counters.recirculations += 1;
         let layers = extract(packet.bytes(), &packet.metadata, &mut key);
         let section = self.section;
-        let found = self.lookup.find(&section, key.key());
-        self.act(found, key.key(), &layers, packet, context);
+        let found = self.lookup.find(&section, LookupKey::of(&key));
+        self.act(found, &key, &layers, packet, context);
         self.spare_keys.push(key);
     }
 

@@ -14,7 +14,7 @@ fn versioned(n: u8, version: u32) -> flowlift_flow::Flow {
     let first = 1000 * u32::from(n) + version;
     let actions = vec![Action::Output(PortNo(first)), Action::Output(PortNo(first + 500))];
     // Half of the flows under one mask, half under another.
-    let fields = if n % 2 == 0 { 1 << 4 } else { 1 << 4 | 1 << 1 };
+    let fields = if n.is_multiple_of(2) { 1 << 4 } else { 1 << 4 | 1 << 1 };
     flow(&key(&udp(1, n), &metadata(1)), mask(fields), actions)
 }
 

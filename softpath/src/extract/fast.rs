@@ -20,7 +20,9 @@ const UDP_LEN: usize = 8;
 /// The `N` bytes of `head` from `at` on. With constants for both, no bounds check is left.
 #[inline(always)]
 fn bytes<const N: usize, const L: usize>(head: &[u8; L], at: usize) -> [u8; N] {
-    std::array::from_fn(|i| head[at + i])
+    let mut out = [0; N];
+    out.copy_from_slice(&head[at..at + N]);
+    out
 }
 
 #[inline(always)]

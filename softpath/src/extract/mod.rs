@@ -161,6 +161,12 @@ impl KeyBuf {
         &self.key
     }
 
+    /// True if all words after the hot line are zero, which lookups make use of. False says nothing.
+    #[inline(always)]
+    pub fn hot_only(&self) -> bool {
+        self.dirty == Dirty::Hot
+    }
+
     /// The key, to change. The next extraction clears all of it.
     pub fn key_mut(&mut self) -> &mut Key {
         self.dirty = Dirty::All;

@@ -160,7 +160,7 @@ impl<T> Limbo<T> {
             let mut limbo = lock(&self.0);
             limbo.push_back((stamp, AtomicPtr::new(value)));
             // Not "at least": with a reader stuck in its section, each retirement would look in vain.
-            limbo.len() % RECLAIM_EVERY == 0
+            limbo.len().is_multiple_of(RECLAIM_EVERY)
         };
         if full {
             self.reclaim(domain);

@@ -4,7 +4,7 @@
 //! a mixture.
 
 use super::hash::Seeds;
-use super::shape::{Shape, SparseMask, hot};
+use super::shape::{LookupKey, Shape, SparseMask};
 use crate::actions::Program;
 use flowlift_flow::key::{HOT_WORDS, KEY_WORDS};
 use flowlift_flow::{Action, Flow, Key, Match, Ufid};
@@ -41,6 +41,8 @@ pub struct FlowRecord {
     generation: u32,
     stats_generation: u32,
     ufid: Option<Ufid>,
+    /// The masked key's other words are all zero.
+    rest_zero: bool,
 }
 
 const _: () = assert!(size_of::<FlowRecord>() <= 128);
@@ -58,13 +60,23 @@ impl FlowRecord {
         let hot_words = mask.masked_hot(&matching.key);
         let mut cold: Vec<u64> = mask.masked_rest(&matching.key).collect();
         let masks = matching.mask.0.words();
+        let rest_zero = cold.iter().all(|w| *w == 0);
         for (i, (w, m)) in matching.key.words().iter().zip(masks).enumerate() {
             if w & !m != 0 {
                 cold.extend([i as u64, w & !m]);
             }
         }
         let cold = cold.into();
-        Self { hot: hot_words, shape, actions, cold, generation, stats_generation: generation, ufid }
+        Self {
+            hot: hot_words,
+            shape,
+            actions,
+            cold,
+            generation,
+            stats_generation: generation,
+            ufid,
+            rest_zero,
+        }
     }
 
     /// The same flow with other actions or cleared counters.
@@ -77,19 +89,20 @@ impl FlowRecord {
             generation: self.generation,
             stats_generation,
             ufid: self.ufid,
+            rest_zero: self.rest_zero,
         }
     }
 
     /// True if a packet with this key is the flow's.
     #[inline(always)]
-    pub fn matches(&self, key: &Key) -> bool {
+    pub fn matches(&self, key: LookupKey<'_>) -> bool {
         let mask = &self.shape.mask;
-        mask.matches(&self.hot, &self.cold[..mask.rest.len().min(self.cold.len())], key)
+        mask.matches(&self.hot, &self.cold[..mask.rest.len().min(self.cold.len())], self.rest_zero, key)
     }
 
     /// True if its mask is `mask` and its masked key that of `key`.
     pub(super) fn is_match(&self, mask: &SparseMask, key: &Key) -> bool {
-        self.matches(key) && self.shape.mask == *mask
+        self.shape.mask == *mask && self.matches(LookupKey::new(key))
     }
 
     /// Its compiled actions.
@@ -153,7 +166,7 @@ impl FlowRecord {
 
     /// Hash of the match under a mask that has no bit that its own lacks.
     pub(super) fn hash_under(&self, mask: &SparseMask, seeds: &Seeds) -> u64 {
-        mask.hash(seeds, &self.masked_key())
+        mask.hash(seeds, LookupKey::new(&self.masked_key()))
     }
 
     /// Bytes of memory of its own: not what it shares with other flows.
@@ -168,10 +181,4 @@ impl FlowRecord {
         let words = a.words().iter().zip(b.words()).zip(ma.0.words().iter().zip(mb.0.words()));
         words.into_iter().all(|((a, b), (ma, mb))| (a ^ b) & ma & mb == 0)
     }
-}
-
-/// The hot words, for callers that hash them.
-#[inline(always)]
-pub fn hot_words(key: &Key) -> &[u64; HOT_WORDS] {
-    hot(key)
 }

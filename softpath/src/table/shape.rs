@@ -1,6 +1,7 @@
 //! Masks in the form that lookups walk: the words they touch, and nothing else.
 
 use super::hash::Seeds;
+use crate::extract::KeyBuf;
 use flowlift_flow::key::{HOT_WORDS, KEY_WORDS};
 use flowlift_flow::{AttrSet, Key, Mask};
 
@@ -21,6 +22,39 @@ const _: () = assert!(KEY_WORDS <= 256);
 pub fn hot(key: &Key) -> &[u64; HOT_WORDS] {
     let (hot, _) = key.words().split_first_chunk().unwrap_or((&[0; HOT_WORDS], &[]));
     hot
+}
+
+/// A key to look up, and what is known of it.
+#[derive(Debug, Clone, Copy)]
+pub struct LookupKey<'a> {
+    /// The key.
+    pub key: &'a Key,
+    /// All words after the hot line are zero: so it is with most packets, and masks nearly always have such words (OVS's
+    /// name the packet type), so this saves most of the work that they would cost.
+    pub hot_only: bool,
+}
+
+impl<'a> LookupKey<'a> {
+    /// A key of which nothing is known.
+    pub fn new(key: &'a Key) -> Self {
+        Self { key, hot_only: key.words()[HOT_WORDS..].iter().all(|w| *w == 0) }
+    }
+
+    /// The key of an extracted packet.
+    #[inline(always)]
+    pub fn of(buf: &'a KeyBuf) -> Self {
+        Self { key: buf.key(), hot_only: buf.hot_only() }
+    }
+}
+
+/// Two lines of words, bit by bit.
+#[inline(always)]
+pub(crate) fn and(a: &[u64; HOT_WORDS], b: &[u64; HOT_WORDS]) -> [u64; HOT_WORDS] {
+    let mut out = *a;
+    for i in 0..HOT_WORDS {
+        out[i] &= b[i];
+    }
+    out
 }
 
 impl SparseMask {
@@ -45,8 +79,7 @@ impl SparseMask {
     /// Hot words of `key` under the mask.
     #[inline(always)]
     pub fn masked_hot(&self, key: &Key) -> [u64; HOT_WORDS] {
-        let k = hot(key);
-        std::array::from_fn(|i| k[i] & self.hot[i])
+        and(hot(key), &self.hot)
     }
 
     /// The other words of `key` under the mask, in the order of `rest`.
@@ -55,28 +88,30 @@ impl SparseMask {
         self.rest.iter().map(|&(i, m)| words[usize::from(i)] & m)
     }
 
-    /// Hash of `key` under the mask.
+    /// Hash of `key` under the mask. Words after the hot line that are zero do not change it.
     #[inline(always)]
-    pub fn hash(&self, seeds: &Seeds, key: &Key) -> u64 {
-        let h = seeds.hash8(&self.masked_hot(key));
-        if self.rest.is_empty() { h } else { self.hash_rest(seeds, h, key) }
+    pub fn hash(&self, seeds: &Seeds, key: LookupKey<'_>) -> u64 {
+        let h = seeds.hash8(&self.masked_hot(key.key));
+        if key.hot_only || self.rest.is_empty() { h } else { hash_rest(&self.rest, seeds, h, key.key) }
     }
 
-    fn hash_rest(&self, seeds: &Seeds, hash: u64, key: &Key) -> u64 {
-        let h = self.masked_rest(key).enumerate().fold(hash, |h, (n, w)| seeds.add(h, n, w));
-        seeds.finish(h)
-    }
-
-    /// True if `key` has under this mask the words `want_hot` and `want_rest`.
+    /// True if `key` has under this mask the words `want_hot` and `want_rest`, which are all zero if `rest_zero`.
     #[inline(always)]
-    pub fn matches(&self, want_hot: &[u64; HOT_WORDS], want_rest: &[u64], key: &Key) -> bool {
-        let k = hot(key);
+    pub fn matches(
+        &self,
+        want_hot: &[u64; HOT_WORDS],
+        want_rest: &[u64],
+        rest_zero: bool,
+        key: LookupKey<'_>,
+    ) -> bool {
+        let k = hot(key.key);
         // All eight, without a branch: this compiles to a few vector operations.
         let mut diff = 0;
         for i in 0..HOT_WORDS {
             diff |= (k[i] ^ want_hot[i]) & self.hot[i];
         }
-        diff == 0 && (self.rest.is_empty() || self.masked_rest(key).eq(want_rest.iter().copied()))
+        diff == 0
+            && if key.hot_only { rest_zero } else { self.masked_rest(key.key).eq(want_rest.iter().copied()) }
     }
 
     /// Every bit that is in both masks.
@@ -85,6 +120,19 @@ impl SparseMask {
         mask.0.words_mut().iter_mut().zip(other.to_mask().0.words()).for_each(|(a, b)| *a &= b);
         Self::new(&mask)
     }
+}
+
+/// Takes the words of `key` under these masks into a hash, unless all are zero.
+pub(crate) fn hash_rest(rest: &[(u8, u64)], seeds: &Seeds, hash: u64, key: &Key) -> u64 {
+    let words = key.words();
+    let mut any = 0;
+    let mut h = hash;
+    for (n, &(i, m)) in rest.iter().enumerate() {
+        let w = words[usize::from(i)] & m;
+        any |= w;
+        h = seeds.add(h, n, w);
+    }
+    if any == 0 { hash } else { seeds.finish(h) }
 }
 
 /// What the matches of many flows have in common, kept once: the mask, and which attributes were named.
@@ -126,11 +174,15 @@ mod tests {
                 packet.words_mut()[w] ^= 1 << bit;
             }
             let rest: Vec<u64> = sparse.masked_rest(&want).collect();
-            let fast = sparse.matches(&sparse.masked_hot(&want), &rest, &packet);
+            let rest_zero = rest.iter().all(|w| *w == 0);
+            let (known, unknown) = (LookupKey::new(&packet), LookupKey { key: &packet, hot_only: false });
+            let fast = sparse.matches(&sparse.masked_hot(&want), &rest, rest_zero, known);
+            prop_assert_eq!(fast, sparse.matches(&sparse.masked_hot(&want), &rest, rest_zero, unknown));
             prop_assert_eq!(fast, mask.matches(&want, &packet));
             let seeds = Seeds::new(Some(5));
             if fast {
-                prop_assert_eq!(sparse.hash(&seeds, &want), sparse.hash(&seeds, &packet));
+                prop_assert_eq!(sparse.hash(&seeds, LookupKey::new(&want)), sparse.hash(&seeds, known));
+                prop_assert_eq!(sparse.hash(&seeds, known), sparse.hash(&seeds, unknown));
             }
         }
     }

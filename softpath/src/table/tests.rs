@@ -47,7 +47,7 @@ fn flow(shape: usize, key: Key, ufid: Option<u8>, port: u32) -> Flow {
 
 #[derive(Debug, Clone)]
 enum Op {
-    Put(usize, Key, Option<u8>, u32),
+    Put(usize, Box<Key>, Option<u8>, u32),
     Remove(usize),
     Flush,
 }
@@ -55,7 +55,7 @@ enum Op {
 fn arb_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => (0..SHAPES.len(), arb_key(), prop::option::of(0..20u8), 0..5u32)
-            .prop_map(|(s, k, u, p)| Op::Put(s, k, u, p)),
+            .prop_map(|(s, k, u, p)| Op::Put(s, Box::new(k), u, p)),
         4 => (0..1000usize).prop_map(Op::Remove),
         1 => Just(Op::Flush),
     ]
@@ -100,7 +100,7 @@ proptest! {
         for op in ops {
             match op {
                 Op::Put(shape, key, ufid, port) => {
-                    let new = flow(shape, key, ufid, port);
+                    let new = flow(shape, *key, ufid, port);
                     let got = table.put(&new, PutMode::ANY);
                     linear_put(&mut list, &new, &got);
                 }
@@ -204,8 +204,7 @@ fn u1_an_empty_list_clears_the_actions() {
 fn equal_actions_and_shapes_are_stored_once_and_forgotten_in_the_end() {
     let mut t = FlowTable::new(100_000, Some(1));
     let f = |n: u32| {
-        let mut k = Key::default();
-        k.in_port = n;
+        let k = Key { in_port: n, ..Default::default() };
         Flow { actions: vec![Action::Output(PortNo(n % 3))], ..flow(1, k, None, 1) }
     };
     let ids: Vec<_> = (0..30).map(|n| t.put(&f(n), PutMode::ANY).unwrap().id).collect();

@@ -4,7 +4,7 @@ use super::hash::Seeds;
 use super::index::{Index, MAX_SLOT, tag_of};
 use super::rcu::{Cell, Domain, Guard, Reader, Slots};
 use super::record::{Actions, FlowId, FlowRecord};
-use super::shape::{Shape, SparseMask};
+use super::shape::{LookupKey, Shape, SparseMask};
 use crate::actions::{Unsupported, compile};
 use crate::classifier::{Relevant, SearchOrder, Subtable, Subtables};
 use flowlift_flow::{Action, Flow, Key, Match, Ufid};
@@ -197,7 +197,7 @@ impl FlowTable {
     pub fn put(&mut self, flow: &Flow, mode: PutMode) -> Result<Put, PutError> {
         let matching = &flow.matching;
         let shape = Shape { mask: SparseMask::new(&matching.mask), attrs: matching.attrs };
-        let hash = shape.mask.hash(&self.shared.seeds, &matching.key);
+        let hash = shape.mask.hash(&self.shared.seeds, LookupKey::new(&matching.key));
         match self.existing(flow, &shape, hash)? {
             Some(id) if !mode.modify => Err(PutError::Exists(id)),
             Some(id) => {
@@ -363,7 +363,7 @@ impl FlowTable {
             self.shared.slots.view(&guard).get(id.slot).filter(|r| r.generation() == id.generation)?;
         let stats_generation = record.stats_generation();
         let mask = &record.shape().mask;
-        let tag = tag_of(mask.hash(&self.shared.seeds, &record.masked_key()));
+        let tag = tag_of(mask.hash(&self.shared.seeds, LookupKey::new(&record.masked_key())));
         let place = self.shapes.get(record.shape()).copied();
         let mut emptied = None;
         if let Some(place) = place
@@ -435,7 +435,7 @@ impl FlowTable {
         let guard = self.reader.enter();
         let view = self.shared.slots.view(&guard);
         let sub = self.by_mask.get(&mask).and_then(|&n| self.subtables[n].as_ref())?;
-        let tag = tag_of(mask.hash(&self.shared.seeds, &matching.key));
+        let tag = tag_of(mask.hash(&self.shared.seeds, LookupKey::new(&matching.key)));
         sub.index
             .candidates(&guard, tag)
             .filter_map(|slot| Some((slot, view.get(slot)?)))
@@ -450,7 +450,7 @@ impl FlowTable {
         self.order.follow(subtables);
         let view = self.shared.slots.view(&guard);
         self.order
-            .lookup(&guard, subtables, view, &self.shared.seeds, key)
+            .lookup(&guard, subtables, view, &self.shared.seeds, LookupKey::new(key))
             .map(|(slot, r)| FlowId { slot, generation: r.generation() })
     }
 

@@ -1,5 +1,5 @@
 //! Frames, flows and a recording sink for the tests of the whole softpath.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::expect_used)]
 
 use flowlift_flow::{Action, AttrSet, Flow, Key, Mask, Match, Metadata, PortNo, Ufid};
 use flowlift_softpath::extract::extract_key;
@@ -66,12 +66,12 @@ pub fn frame(s: Shape) -> Vec<u8> {
     if s.vlan {
         f.extend([0x81, 0, 0, s.m]);
     }
-    let l4: Vec<u8> = if s.kind % 2 == 0 {
+    let l4: Vec<u8> = if s.kind.is_multiple_of(2) {
         [0x10, s.n, 0x20, s.m, 0, 8, 0, 0].into()
     } else {
         [0x10, s.n, 0x20, s.m, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, s.flags, 0, 0, 0, 0, 0, 0].into()
     };
-    let proto = if s.kind % 2 == 0 { 17 } else { 6 };
+    let proto = if s.kind.is_multiple_of(2) { 17 } else { 6 };
     match s.kind / 2 {
         0 => {
             f.extend([8, 0, 0x45, 0, 0, 20 + l4.len() as u8, 0, 1, 0, 0, 64, proto, 0, 0]);
@@ -167,5 +167,5 @@ pub fn port_flow(in_port: u32, out: u32) -> Flow {
 }
 
 pub fn ufid(n: u8) -> Ufid {
-    Ufid::new(&[n; 16]).unwrap()
+    Ufid::new(&[n; 16]).expect("16 octets")
 }
