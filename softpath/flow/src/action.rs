@@ -1,5 +1,10 @@
 //! Actions, in the order and with the arguments of `enum ovs_action_attr` (linux/openvswitch.h).
 
+mod check;
+mod header;
+
+pub use check::{ActionError, ActionErrorKind, MAX_NESTING, validate};
+
 use crate::{Key, MacAddr, PortNo};
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,5 +1,11 @@
 //! Every recorded dump, and OVS's own keys, parsed and printed: character by character what Open vSwitch printed.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, which the lint takes for other code"
+)]
+
 use flowlift_flow::text::{
     DumpReader, MatchText, NoNames, PortMap, PortNames, PrintOptions, key_text, parse_key, parse_match,
 };
