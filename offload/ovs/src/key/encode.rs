@@ -60,7 +60,7 @@ impl Composer<'_> {
             self.put(0, attr::ETHERNET, &payload);
             self.tags(0);
         } else {
-            self.from_type(0);
+            self.type_and_headers(0);
         }
     }
 
@@ -119,7 +119,7 @@ impl Composer<'_> {
     fn tags(&mut self, level: usize) {
         let Self { key, data, .. } = *self;
         let Some(tag) = key.vlan.get(level).filter(|tag| tag.tpid.get() != 0) else {
-            return self.from_type(level);
+            return self.type_and_headers(level);
         };
         // The mask of the outer type is always exact: it says that the tag is there.
         let tpid = if self.is_mask { u16::MAX } else { tag.tpid.get() };
@@ -135,14 +135,14 @@ impl Composer<'_> {
             if level + 1 < VLAN_MAX {
                 self.tags(level + 1);
             } else {
-                self.from_type(level + 1);
+                self.type_and_headers(level + 1);
             }
         }
         self.w.end(start);
     }
 
     /// The Ethernet type and what it calls for.
-    fn from_type(&mut self, level: usize) {
+    fn type_and_headers(&mut self, level: usize) {
         let Self { key, data, is_mask, .. } = *self;
         let key_type = key.eth_type.get();
         if key_type < ETH_TYPE_MIN {

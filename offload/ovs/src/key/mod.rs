@@ -97,6 +97,13 @@ fn is_nd(key: &Key) -> bool {
     l4_attr(key) == Some(attr::ICMPV6) && matches!(key.tp_src.get(), 135 | 136) && key.tp_dst.get() == 0
 }
 
+/// The attributes of a key in user space's form as hex digits: what `flowlift key --tlv` prints beside the text.
+pub fn key_hex(key: &Key) -> String {
+    let mut bytes = Vec::with_capacity(256);
+    encode_key(key, Form::UserSpace, &mut bytes);
+    hex(&bytes)
+}
+
 /// Bytes as lower-case hex digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {

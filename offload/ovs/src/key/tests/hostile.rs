@@ -3,12 +3,12 @@
 use super::*;
 use error::InnerProblem;
 
-fn refused(attrs: &[(u16, &[u8])]) -> KeyError {
+fn refused(attrs: &[Attribute<'_>]) -> KeyError {
     decode_key(&sequence(attrs), Form::UserSpace).expect_err("must be refused")
 }
 
-const TYPE_IPV4: (u16, &[u8]) = (6, &[8, 0]);
-const ETHERNET: (u16, &[u8]) = (4, &[0; 12]);
+const TYPE_IPV4: Attribute<'_> = (6, &[8, 0]);
+const ETHERNET: Attribute<'_> = (4, &[0; 12]);
 
 #[test]
 fn every_attribute_of_a_wrong_length_is_refused() {
@@ -51,7 +51,7 @@ fn every_attribute_of_a_wrong_length_is_refused() {
 
 #[test]
 fn what_the_headers_call_for_must_be_there() {
-    let cases: &[(&[(u16, &[u8])], u8)] = &[
+    let cases: &[(&[Attribute<'_>], u8)] = &[
         (&[ETHERNET, TYPE_IPV4], 7),
         (&[ETHERNET, (6, &[0x86, 0xdd])], 8),
         (&[ETHERNET, (6, &[8, 6])], 13),
@@ -71,8 +71,8 @@ fn what_the_headers_call_for_must_be_there() {
 
 #[test]
 fn what_the_headers_leave_no_place_for_is_refused() {
-    let later: (u16, &[u8]) = (7, &[0, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 2]);
-    let cases: &[(&[(u16, &[u8])], u8)] = &[
+    let later: Attribute<'_> = (7, &[0, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 2]);
+    let cases: &[(&[Attribute<'_>], u8)] = &[
         (&[ETHERNET, (7, &[0; 12])], 7),
         (&[ETHERNET, (6, &[0x90, 0]), (9, &[0; 4])], 9),
         (&[ETHERNET, TYPE_IPV4, later, (9, &[0; 4])], 9),
@@ -95,7 +95,7 @@ fn what_the_headers_leave_no_place_for_is_refused() {
 fn fields_with_values_that_no_packet_has_are_refused() {
     let ipv6_label = [vec![0; 32], vec![0, 0x10, 0, 0], vec![59, 0, 0, 0]].concat();
     let arp = [vec![0; 8], vec![1, 0], vec![0; 14]].concat();
-    let cases: &[(&[(u16, &[u8])], u8)] = &[
+    let cases: &[(&[Attribute<'_>], u8)] = &[
         (&[ETHERNET, (6, &[0x05, 0xff])], 6),
         (&[ETHERNET, TYPE_IPV4, (7, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3])], 7),
         (&[ETHERNET, (6, &[0x86, 0xdd]), (8, &ipv6_label)], 8),
@@ -120,7 +120,7 @@ fn a_label_stack_has_whole_entries_and_at_most_three() {
 #[test]
 fn tunnel_attributes_are_checked_one_by_one() {
     let inner = |inner: u16, problem| KeyError::Inner { attr: 16, inner, problem };
-    let cases: &[(&[(u16, &[u8])], KeyError)] = &[
+    let cases: &[(&[Attribute<'_>], KeyError)] = &[
         (&[], inner(4, InnerProblem::Missing)),
         (&[(4, &[])], inner(4, InnerProblem::Length(0))),
         (&[(4, &[1]), (0, &[0; 4])], inner(0, InnerProblem::Length(4))),
@@ -147,8 +147,8 @@ fn tunnel_attributes_are_checked_one_by_one() {
 
 #[test]
 fn nsh_needs_its_base_header_and_context_only_of_type_1() {
-    let base: (u16, &[u8]) = (1, &[0, 63, 2, 3, 0, 0, 1, 255]);
-    let error = |attrs: &[(u16, &[u8])]| refused(&[ETHERNET, (6, &[0x89, 0x4f]), (28, &sequence(attrs))]);
+    let base: Attribute<'_> = (1, &[0, 63, 2, 3, 0, 0, 1, 255]);
+    let error = |attrs: &[Attribute<'_>]| refused(&[ETHERNET, (6, &[0x89, 0x4f]), (28, &sequence(attrs))]);
     let inner = |inner: u16, problem| KeyError::Inner { attr: 28, inner, problem };
     assert_eq!(error(&[]), inner(1, InnerProblem::Missing));
     assert_eq!(error(&[base, (2, &[0; 16])]), inner(2, InnerProblem::Conflict));
@@ -159,8 +159,8 @@ fn nsh_needs_its_base_header_and_context_only_of_type_1() {
 #[test]
 fn a_mask_that_looks_behind_a_wildcarded_type_is_refused() {
     let key = Key { vlan: Default::default(), ..tcp_in_vlan_10() };
-    let mask = |attrs: &[(u16, &[u8])]| decode_mask(&sequence(attrs), &key, Form::UserSpace);
-    let exact_type: (u16, &[u8]) = (6, &[0xff; 2]);
+    let mask = |attrs: &[Attribute<'_>]| decode_mask(&sequence(attrs), &key, Form::UserSpace);
+    let exact_type: Attribute<'_> = (6, &[0xff; 2]);
     assert_eq!(mask(&[(7, &[1; 12])]), Err(KeyError::MaskWithout { attr: 7, needs: 6 }));
     assert_eq!(mask(&[(6, &[0xff, 0]), (7, &[1; 12])]), Err(KeyError::MaskWithout { attr: 7, needs: 6 }));
     assert_eq!(mask(&[exact_type, (9, &[1; 4])]), Err(KeyError::MaskWithout { attr: 9, needs: 7 }));

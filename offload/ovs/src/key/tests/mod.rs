@@ -11,8 +11,11 @@ use super::*;
 use crate::nla::Writer;
 use flowlift_flow::{AttrSet, Key, Mask, VlanTag};
 
-/// A sequence of attributes, each given by number and payload.
-fn sequence(attrs: &[(u16, &[u8])]) -> Vec<u8> {
+/// Number and payload of an attribute.
+type Attribute<'a> = (u16, &'a [u8]);
+
+/// A sequence of attributes.
+fn sequence(attrs: &[Attribute<'_>]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut w = Writer::new(&mut out);
     for (kind, payload) in attrs {
