@@ -1,1 +1,4 @@
-//! Under construction.
+//! What scenarios across crates share.
+
+pub mod frames;
+pub mod ovs;

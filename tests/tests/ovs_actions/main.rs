@@ -1,0 +1,98 @@
+//! The softpath's actions against Open vSwitch's own user-space datapath (Debian's): the same flows, the same frames, the
+//! same bytes out of the same ports.
+//!
+//! Each [`Case`] is a list of actions in OVS's text form, with the flows that its recirculations meet, and a choice of
+//! frames. Every frame of the choice gets a flow that matches its Ethernet types and tags; both datapaths get that text.
+//! [`DIFFERENCES`] names each difference that is meant, and the test fails if one of them no longer occurs.
+
+mod cases;
+mod ours;
+
+use cases::{Case, Seen};
+use flowlift_tests::frames;
+use flowlift_tests::ovs::{Sent, Vswitch};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A difference that is meant.
+struct Difference {
+    /// What OVS does, and why flowlift does not.
+    why: &'static str,
+    applies: fn(actions: &str, frame: &Seen) -> bool,
+}
+
+const DIFFERENCES: [Difference; 0] = [];
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.chunks(2).map(|pair| pair.iter().map(|b| format!("{b:02x}")).collect::<String>() + " ").collect()
+}
+
+fn show(sent: &Sent) -> String {
+    let line = |(port, frames): (&u32, &Vec<Vec<u8>>)| {
+        frames.iter().map(|f| format!("    port {port}, {} bytes: {}\n", f.len(), hex(&f[..f.len().min(160)]))).collect::<String>()
+    };
+    if sent.is_empty() { "    nothing\n".into() } else { sent.iter().map(line).collect() }
+}
+
+#[test]
+fn actions_do_what_open_vswitch_does() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut all: Vec<Seen> = frames::all().into_iter().map(|f| Seen::new(f.name, f.bytes)).collect();
+    let oracle = root.join("fixtures/packets/oracle/well-formed.pcap");
+    for (i, bytes) in frames::read_pcap(&oracle).unwrap().into_iter().enumerate() {
+        all.push(Seen::new(format!("well-formed.pcap, packet {}", i + 1), bytes));
+    }
+
+    let mut vswitch = Vswitch::start().unwrap();
+    let mut met = vec![false; DIFFERENCES.len()];
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for case in cases::all() {
+        let chosen: Vec<&Seen> = all.iter().filter(|frame| frame.matchable() && (case.frames)(frame)).collect();
+        assert!(!chosen.is_empty(), "no frame for {}", case.actions);
+        let flows = flows(&case, &chosen);
+        vswitch.set_flows(flows.iter().map(|(m, a)| (m.as_str(), a.as_str()))).unwrap();
+        let table = ours::Table::parse(&flows);
+        let bytes: Vec<&[u8]> = chosen.iter().map(|frame| &frame.bytes[..]).collect();
+        let theirs = vswitch.receive(&bytes).unwrap_or_else(|e| panic!("{}: {e:#}", case.actions));
+        for (frame, theirs) in chosen.into_iter().zip(theirs) {
+            compared += 1;
+            let ours = table.run(&frame.bytes);
+            if ours == theirs {
+                continue;
+            }
+            match DIFFERENCES.iter().position(|d| (d.applies)(case.actions, frame)) {
+                Some(known) => met[known] = true,
+                None => wrong.push(format!(
+                    "{}\n  {}: {}\n  OVS sends\n{}  flowlift sends\n{}",
+                    case.actions, frame.name, hex(&frame.bytes[..frame.bytes.len().min(160)]), show(&theirs), show(&ours)
+                )),
+            }
+        }
+    }
+    let shown: Vec<_> = wrong.iter().take(12).cloned().collect();
+    assert!(wrong.is_empty(), "{} of {compared} frames differ; the first:\n{}", wrong.len(), shown.join("\n"));
+    for (difference, met) in DIFFERENCES.iter().zip(met) {
+        assert!(met, "no longer a difference: {}", difference.why);
+    }
+    println!("{compared} frames compared, {} differences explained", DIFFERENCES.len());
+}
+
+/// One flow per kind of frame, and those that the case's recirculations meet; `{}` in their match stands for the frame's
+/// own.
+fn flows(case: &Case, chosen: &[&Seen]) -> Vec<(String, String)> {
+    let kinds: BTreeSet<String> = chosen.iter().map(|frame| frame.matching()).collect();
+    let mut flows = Vec::new();
+    for kind in &kinds {
+        flows.push((format!("recirc_id(0),in_port(1),eth(),{kind}"), case.actions.to_string()));
+    }
+    let mut again = BTreeSet::new();
+    for (matching, actions) in case.recirculated {
+        for frame in chosen {
+            let matching = matching.replace("{}", &frame.matching()).replace("{hash}", &frame.dp_hash(case.actions));
+            if again.insert(matching.clone()) {
+                flows.push((matching, actions.to_string()));
+            }
+        }
+    }
+    flows
+}
