@@ -13,3 +13,5 @@ pub mod ports;
 pub mod raise;
 pub mod recirc;
 pub mod refusal;
+#[cfg(test)]
+mod testing;

@@ -174,3 +174,6 @@ fn exactly(
     let fits = value & !all == 0 && takes(caps.kind, caps.width, all);
     if fits && write(key, caps, value) && write(mask, caps, all) { Ok(()) } else { refuse }
 }
+
+#[cfg(test)]
+mod tests;

@@ -227,11 +227,11 @@ impl Planner {
         };
         let all = taken == self.outbox.len();
         self.outbox.drain(..taken);
-        if taken > 0 {
-            if let Err(error) = nic.kick() {
-                self.error(error);
-                return false;
-            }
+        if taken > 0
+            && let Err(error) = nic.kick()
+        {
+            self.error(error);
+            return false;
         }
         all
     }
