@@ -89,6 +89,42 @@ pub enum Field {
     TunIpv4Dst,
 }
 
+impl Field {
+    /// Name, for people and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InPort => "in_port",
+            Self::Metadata => "metadata",
+            Self::EthDst => "eth_dst",
+            Self::EthSrc => "eth_src",
+            Self::EthType => "eth_type",
+            Self::Vlan0Tpid => "vlan0_tpid",
+            Self::Vlan0Tci => "vlan0_tci",
+            Self::Vlan1Tpid => "vlan1_tpid",
+            Self::Vlan1Tci => "vlan1_tci",
+            Self::IpProto => "ip_proto",
+            Self::IpTos => "ip_tos",
+            Self::IpTtl => "ip_ttl",
+            Self::Ipv4Src => "ipv4_src",
+            Self::Ipv4Dst => "ipv4_dst",
+            Self::Ipv6Src => "ipv6_src",
+            Self::Ipv6Dst => "ipv6_dst",
+            Self::Ipv6Label => "ipv6_label",
+            Self::L4Src => "l4_src",
+            Self::L4Dst => "l4_dst",
+            Self::TcpFlags => "tcp_flags",
+            Self::ArpOp => "arp_op",
+            Self::ArpSpa => "arp_spa",
+            Self::ArpTpa => "arp_tpa",
+            Self::ArpSha => "arp_sha",
+            Self::ArpTha => "arp_tha",
+            Self::TunId => "tun_id",
+            Self::TunIpv4Src => "tun_ipv4_src",
+            Self::TunIpv4Dst => "tun_ipv4_dst",
+        }
+    }
+}
+
 /// Which masks a table takes in a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MatchKind {

@@ -1,0 +1,558 @@
+//! Driver of FL1, the reference NIC, written from fixtures/device/FL1.md.
+//!
+//! The device is not believed. Whatever it says is checked where it comes in: capability records in `caps`, completions
+//! and events in `turn`, records read back in `readback`, packets in `slow`; a vanished device is noticed in one place,
+//! `regs::Regs::get`. An impossible answer is counted and left alone, and past a bound the device has failed.
+//!
+//! The fate of every update is known before it is reported. A completion that does not come is lost after so many
+//! heartbeats; the command is then sent again under its generation, which makes it idempotent: an INSERT that had been
+//! done answers ENTRY_IN_USE with our generation, a REPLACE does the same once more, and a DELETE that had been done
+//! answers NOT_FOUND, while its last counters are in the counter page. That holds because an entry has at most one
+//! update in flight: `submit` takes no second one before the first is answered.
+//!
+//! Nothing waits in a loop but bring-up, which ends at a deadline. Time and waiting come from [`Platform`], so that a
+//! test can supply both.
+
+mod admin;
+mod bringup;
+mod caps;
+mod codec;
+mod readback;
+mod regs;
+mod slow;
+mod turn;
+mod wire;
+
+use crate::dma::{Arena, FilledRing, Offset};
+use crate::nic::{
+    Entry, EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicPort, NicState, SlowRx, SlowTx, TableId, Update,
+    UpdateResult, UpdateStatus,
+};
+use admin::{Admin, Task};
+use caps::{Identity, TableInfo};
+use flowlift_bus::PciFunction;
+use nix::sys::eventfd::EventFd;
+use readback::ReadBack;
+pub use readback::Snapshot;
+use regs::Regs;
+use slow::{RxQueue, TxQueue};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use wire::COMMAND_MAX;
+
+/// Time and waiting, as the driver sees them.
+pub trait Platform: Send + Sync {
+    /// Monotonic time in nanoseconds.
+    fn now_ns(&self) -> u64;
+    /// Called again and again while bring-up waits for the device: lets it work, if it is in this thread, or sleeps a
+    /// little.
+    fn relax(&self);
+}
+
+/// The machine's clock, and short sleeps.
+#[derive(Debug)]
+pub struct Machine {
+    start: Instant,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Platform for Machine {
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+    fn relax(&self) {
+        std::thread::sleep(Duration::from_micros(20));
+    }
+}
+
+/// How the driver uses the device. Ring sizes are rounded up to a power of two from 16 to 65,536.
+#[derive(Clone)]
+pub struct Fl1Config {
+    /// Time and waiting.
+    pub platform: Arc<dyn Platform>,
+    /// Slots of the admin ring; an insert takes 3 to 6.
+    pub admin_slots: u32,
+    /// Elements of the event ring.
+    pub event_ring: u32,
+    /// Elements of each slow queue's rings; more where the longest frame needs them.
+    pub slow_ring: u32,
+    /// Time between two looks at the device's health while it is polled.
+    pub check_interval: Duration,
+    /// A device without a heartbeat for so long hangs.
+    pub hang_deadline: Duration,
+    /// Updates that make no progress for so long mean a failed device, as does a bring-up that takes longer.
+    pub deadline: Duration,
+}
+
+impl Default for Fl1Config {
+    fn default() -> Self {
+        Self {
+            platform: Arc::new(Machine::default()),
+            admin_slots: 8192,
+            event_ring: 1024,
+            slow_ring: 512,
+            check_interval: Duration::from_millis(1),
+            hang_deadline: Duration::from_secs(1),
+            deadline: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What the driver counted. All of it is zero, but for the first three, with a device that works.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fl1Stats {
+    /// Doorbells of the admin ring.
+    pub doorbells: u64,
+    /// Updates given to the device.
+    pub updates: u64,
+    /// Completions taken.
+    pub completions: u64,
+    /// Commands sent again because their completion was lost.
+    pub resent: u64,
+    /// Completions for commands that were answered before.
+    pub duplicates: u64,
+    /// Completions and events that cannot be: for no command, or with values that no command asked for.
+    pub impossible: u64,
+    /// Records with another command's sequence number or another generation.
+    pub stale_records: u64,
+    /// Records with a wrong CRC.
+    pub flipped_records: u64,
+    /// Resets by this driver.
+    pub resets: u64,
+}
+
+/// What the device's violation registers hold (FL1.md section 3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Violations {
+    /// Since power-on.
+    pub total: u32,
+    /// Since the last reset.
+    pub count: u32,
+    /// Code of the first since the last reset.
+    pub code: u32,
+    /// Its details.
+    pub info: u64,
+}
+
+/// A table as the driver keeps it.
+struct Table {
+    info: TableInfo,
+    /// Counter page in `pages`.
+    page: Offset,
+    /// Generation of each installed entry; 0: none.
+    generations: Vec<u32>,
+    /// A bit per entry: an update is in flight.
+    busy: Vec<u64>,
+    /// Entries installed.
+    used: u32,
+}
+
+impl Table {
+    fn new(info: TableInfo, page: Offset) -> Self {
+        let n = info.caps.max_entries as usize;
+        Self { info, page, generations: vec![0; n], busy: vec![0; n.div_ceil(64)], used: 0 }
+    }
+    fn is_busy(&self, index: u32) -> bool {
+        self.busy.get(index as usize / 64).is_some_and(|w| w & 1 << (index % 64) != 0)
+    }
+    fn set_busy(&mut self, index: u32, busy: bool) {
+        if let Some(w) = self.busy.get_mut(index as usize / 64) {
+            *w = *w & !(1 << (index % 64)) | u64::from(busy) << (index % 64);
+        }
+    }
+    fn generation(&self, index: u32) -> u32 {
+        self.generations.get(index as usize).copied().unwrap_or(0)
+    }
+    fn set_generation(&mut self, index: u32, generation: u32) {
+        if let Some(g) = self.generations.get_mut(index as usize) {
+            self.used = self.used + u32::from(*g == 0 && generation != 0) - u32::from(*g != 0 && generation == 0);
+            *g = generation;
+        }
+    }
+}
+
+/// Memory that the device reads, memory that it writes: it gets no more rights than it needs.
+struct Memory {
+    to_device: Arena,
+    from_device: Arena,
+}
+
+/// Heartbeat and progress as last seen.
+#[derive(Default)]
+struct Health {
+    checked_at: u64,
+    polls: u32,
+    beat: u32,
+    beat_at: u64,
+    beat_checks: u32,
+    progress_at: u64,
+    /// RESET_COUNT since bring-up.
+    resets: u32,
+    /// EVENTS_LOST as last seen.
+    events_lost: u32,
+}
+
+/// An FL1 that was brought up. Dropping it stops the device before its memory is unmapped.
+pub struct Fl1 {
+    // Fields drop in order: the device is stopped by `Drop`, then its memory goes.
+    function: Arc<dyn PciFunction>,
+    regs: Regs,
+    config: Fl1Config,
+    id: Identity,
+    caps: NicCaps,
+    tables: Vec<Table>,
+    admin: Admin,
+    event_ring: FilledRing,
+    rx: Vec<RxQueue>,
+    tx: Vec<TxQueue>,
+    memory: Memory,
+    pages: Option<Arena>,
+    caps_at: Offset,
+    read_back: ReadBack,
+    setup_answer: Option<wire::Completion>,
+    state: NicState,
+    failure: Option<String>,
+    health: Health,
+    stats: Fl1Stats,
+    link: Vec<bool>,
+    next_generation: u32,
+    command: Box<[u8; COMMAND_MAX]>,
+    frame: Vec<u8>,
+    rx_turn: usize,
+    results: Vec<UpdateResult>,
+    events: Vec<NicEvent>,
+    received: VecDeque<(SlowRx, Vec<u8>)>,
+    unsent: Vec<(SlowTx, Vec<u8>)>,
+    interrupt: EventFd,
+}
+
+impl Fl1 {
+    /// Identifies the device, resets it, and brings it up with empty tables and all ports enabled.
+    ///
+    /// Errors: [`NicError::Invalid`] if the function is no FL1 of a known version, [`NicError::Lies`] if it says
+    /// something of itself that cannot be, [`NicError::Failed`] if it does not answer within the deadline.
+    pub fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<Self, NicError> {
+        bringup::open(function, config)
+    }
+
+    /// What the driver counted.
+    pub fn stats(&self) -> Fl1Stats {
+        Fl1Stats { doorbells: self.admin.doorbells, ..self.stats }
+    }
+
+    /// Why the device is in [`NicState::Failed`].
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Protocol violations that the device noticed: bugs of this driver.
+    pub fn violations(&self) -> Result<Violations, NicError> {
+        Ok(Violations {
+            total: self.regs.get(regs::VIOL_TOTAL)?,
+            count: self.regs.get(regs::VIOL_COUNT)?,
+            code: self.regs.get(regs::VIOL_CODE)?,
+            info: self.regs.get64(regs::VIOL_INFO_LO)?,
+        })
+    }
+
+    /// Readable once the device has something for `poll` or `rx`; the caller reads it to clear it.
+    pub fn interrupt(&self) -> BorrowedFd<'_> {
+        self.interrupt.as_fd()
+    }
+
+    fn table_index(&self, id: TableId) -> Option<usize> {
+        self.tables.binary_search_by_key(&id, |t| t.info.caps.id).ok()
+    }
+
+    fn table(&self, id: TableId) -> Option<&Table> {
+        self.table_index(id).and_then(|i| self.tables.get(i))
+    }
+
+    fn table_mut(&mut self, id: TableId) -> Option<&mut Table> {
+        let i = self.table_index(id)?;
+        self.tables.get_mut(i)
+    }
+
+    /// The table of an entry, if there is such an entry.
+    fn entry_table(&self, id: EntryId) -> Result<usize, NicError> {
+        self.table_index(id.table)
+            .filter(|&i| self.tables.get(i).is_some_and(|t| id.index < t.info.caps.max_entries))
+            .ok_or_else(|| NicError::Invalid(format!("entry {} of table {}", id.index, id.table.0)))
+    }
+
+    fn usable(&self) -> Result<(), NicError> {
+        let device = || self.regs.name().to_string();
+        match self.state {
+            NicState::Ready => Ok(()),
+            NicState::Gone => Err(NicError::Gone(device())),
+            NicState::Failed => {
+                Err(NicError::Failed { device: device(), why: self.failure.clone().unwrap_or_default() })
+            }
+        }
+    }
+
+    fn lies(&self, what: impl Into<String>) -> NicError {
+        NicError::Lies { device: self.regs.name().into(), what: what.into() }
+    }
+
+    fn failed(&self, why: impl Into<String>) -> NicError {
+        NicError::Failed { device: self.regs.name().into(), why: why.into() }
+    }
+
+    /// Every error of the device passes here: it changes the state, once.
+    fn note<T>(&mut self, result: Result<T, NicError>) -> Result<T, NicError> {
+        match &result {
+            Err(NicError::Gone(_)) => self.vanish(),
+            Err(NicError::Invalid(_)) | Ok(_) => {}
+            Err(e) if self.state == NicState::Ready => {
+                tracing::warn!(nic = self.regs.name(), error = %e, "the NIC failed");
+                self.state = NicState::Failed;
+                self.failure = Some(e.to_string());
+            }
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// The device was pulled out. What it wrote to host memory before stays readable.
+    fn vanish(&mut self) {
+        if self.state == NicState::Gone {
+            return;
+        }
+        tracing::warn!(nic = self.regs.name(), "the NIC is gone");
+        self.state = NicState::Gone;
+        self.harvest();
+        self.events.push(NicEvent::Gone);
+    }
+
+    /// Saves what a device that stopped leaves behind: answers every update, takes back what was not sent, and keeps
+    /// what was received. No DMA happens any more.
+    fn harvest(&mut self) {
+        let (results, tables) = (&mut self.results, &mut self.tables);
+        self.admin.abort(|p| match p.task {
+            Task::Insert(id, _) | Task::Replace(id, _) | Task::Delete(id) => {
+                let table = tables.iter_mut().find(|t| t.info.caps.id == id.table);
+                if let Some(t) = table {
+                    t.set_busy(id.index, false);
+                }
+                results.push(UpdateResult { cookie: p.cookie, status: UpdateStatus::Aborted, counters: None });
+            }
+            Task::Read { .. } | Task::Counters { .. } | Task::Setup => {}
+        });
+        self.read_back.abort();
+        for t in &mut self.tables {
+            t.generations.fill(0);
+            t.used = 0;
+        }
+        for rx in &mut self.rx {
+            // A ring that cannot be believed ends here; what came before the lie is kept.
+            while let Ok(Some(info)) = rx.next(&self.memory.from_device, &self.id, &mut self.frame) {
+                self.received.push_back((info, self.frame[..info.len as usize].to_vec()));
+            }
+        }
+        for tx in &mut self.tx {
+            // The memory is ours and the places are the driver's own, so this cannot fail.
+            let _ = tx.take_unsent(&self.memory.to_device, &self.memory.from_device, &mut self.unsent);
+        }
+    }
+
+    /// Encodes one update into the ring. `Ok(false)`: no room, or its entry has an update in flight.
+    fn submit_one(&mut self, update: &Update) -> Result<bool, NicError> {
+        let (Update::Insert { cookie, id, .. } | Update::Replace { cookie, id, .. } | Update::Delete { cookie, id }) =
+            update;
+        let (cookie, id) = (*cookie, *id);
+        let at = self.entry_table(id)?;
+        let Some(table) = self.tables.get_mut(at) else { return Ok(false) };
+        if self.admin.room() == 0 || table.is_busy(id.index) {
+            return Ok(false);
+        }
+        let place = (id.index, self.next_generation);
+        let (task, encoded) = match update {
+            Update::Insert { entry, .. } => (
+                Task::Insert(id, place.1),
+                codec::encode_insert(&table.info, &self.id, place, entry, &mut self.command),
+            ),
+            Update::Replace { entry, .. } => (
+                Task::Replace(id, place.1),
+                codec::encode_replace(&table.info, &self.id, place, entry, &mut self.command),
+            ),
+            Update::Delete { .. } => {
+                let command = wire::delete_command(id.table.0, id.index);
+                self.command[..command.len()].copy_from_slice(&command);
+                (Task::Delete(id), Ok(command.len()))
+            }
+        };
+        let len = encoded.map_err(NicError::Invalid)?;
+        let was_open = self.admin.open() > 0;
+        if !self.admin.push(&self.memory.to_device, &mut self.command[..len], task, cookie, 0)? {
+            return Ok(false);
+        }
+        if !was_open {
+            self.health.progress_at = self.config.platform.now_ns();
+        }
+        table.set_busy(id.index, true);
+        // 0 means "no entry", so it is no generation.
+        self.next_generation = self.next_generation.checked_add(1).unwrap_or(1);
+        self.stats.updates += 1;
+        Ok(true)
+    }
+
+    fn receive(&mut self, max: usize, packet: &mut dyn FnMut(SlowRx, &[u8])) -> Result<usize, NicError> {
+        let mut taken = 0;
+        while taken < max {
+            let Some((info, frame)) = self.received.pop_front() else { break };
+            packet(info, &frame);
+            taken += 1;
+        }
+        if self.state != NicState::Ready {
+            return Ok(taken);
+        }
+        // Queues take turns, so that a flood into one does not starve the others.
+        for _ in 0..self.rx.len() {
+            let q = self.rx_turn % self.rx.len();
+            self.rx_turn = self.rx_turn.wrapping_add(1);
+            let Some(rx) = self.rx.get_mut(q) else { break };
+            while taken < max {
+                match rx.next(&self.memory.from_device, &self.id, &mut self.frame) {
+                    Ok(Some(info)) => packet(info, &self.frame[..info.len as usize]),
+                    Ok(None) => break,
+                    Err(what) => return Err(NicError::Lies { device: self.regs.name().into(), what }),
+                }
+                taken += 1;
+            }
+            rx.post(&self.regs, q as u32)?;
+        }
+        Ok(taken)
+    }
+}
+
+impl Nic for Fl1 {
+    fn caps(&self) -> &NicCaps {
+        &self.caps
+    }
+
+    fn state(&self) -> NicState {
+        self.state
+    }
+
+    fn submit(&mut self, updates: &[Update]) -> Result<usize, NicError> {
+        self.usable()?;
+        for (taken, u) in updates.iter().enumerate() {
+            match self.submit_one(u) {
+                Ok(true) => {}
+                Ok(false) => return Ok(taken),
+                // What was taken is taken; the caller meets the error when it comes back with the rest.
+                Err(NicError::Invalid(_)) if taken > 0 => return Ok(taken),
+                Err(e) => return self.note(Err(e)),
+            }
+        }
+        Ok(updates.len())
+    }
+
+    fn kick(&mut self) -> Result<(), NicError> {
+        self.usable()?;
+        let rung = self.admin.ring(&self.regs);
+        self.note(rung)
+    }
+
+    fn poll(&mut self, results: &mut Vec<UpdateResult>, events: &mut Vec<NicEvent>) -> Result<(), NicError> {
+        let turned = if self.state == NicState::Ready { self.turn() } else { Ok(()) };
+        let noted = match self.note(turned) {
+            // The event says it.
+            Err(NicError::Gone(_)) => Ok(()),
+            other => other,
+        };
+        results.append(&mut self.results);
+        events.append(&mut self.events);
+        noted
+    }
+
+    fn counters(&self, id: EntryId) -> EntryCounters {
+        self.page_counters(id).unwrap_or_default()
+    }
+
+    fn read_back(&mut self, id: EntryId) -> Result<(), NicError> {
+        self.usable()?;
+        self.entry_table(id)?;
+        self.read_back.wanted.push_back(id);
+        Ok(())
+    }
+
+    fn take_read_back(&mut self) -> Option<(EntryId, Option<Entry>)> {
+        self.read_back.entries.pop_front()
+    }
+
+    fn encode(&self, table: TableId, entry: &Entry, out: &mut Vec<u8>) -> Result<(), NicError> {
+        let t = self.table(table).ok_or_else(|| NicError::Invalid(format!("table {}", table.0)))?;
+        let mut command = [0; COMMAND_MAX];
+        let len =
+            codec::encode_insert(&t.info, &self.id, (0, 0), entry, &mut command).map_err(NicError::Invalid)?;
+        out.extend_from_slice(&command[..len]);
+        Ok(())
+    }
+
+    fn decode(&self, table: TableId, bytes: &[u8]) -> Result<Entry, NicError> {
+        let t = self.table(table).ok_or_else(|| NicError::Invalid(format!("table {}", table.0)))?;
+        codec::decode_insert(&t.info, bytes).map_err(NicError::Invalid)
+    }
+
+    fn rx(&mut self, max: usize, packet: &mut dyn FnMut(SlowRx, &[u8])) -> Result<usize, NicError> {
+        let received = self.receive(max, packet);
+        self.note(received)
+    }
+
+    fn tx(&mut self, to: SlowTx, frame: &[u8]) -> Result<bool, NicError> {
+        self.usable()?;
+        let port = slow::check_tx(&self.id, to, frame)?;
+        // One queue per port keeps a port's frames in order; a port without link holds only its own queue's ports.
+        let q = usize::from(port.0) % self.tx.len();
+        let arenas = (&self.memory.to_device, &self.memory.from_device);
+        let Some(tx) = self.tx.get_mut(q) else { return Ok(false) };
+        let sent = tx.send(&self.regs, arenas, q as u32, to, frame);
+        self.note(sent)
+    }
+
+    fn tx_pending(&self) -> usize {
+        self.tx.iter().map(|tx| tx.pending(&self.memory.from_device)).sum()
+    }
+
+    fn take_unsent(&mut self) -> Vec<(SlowTx, Vec<u8>)> {
+        std::mem::take(&mut self.unsent)
+    }
+
+    fn reset(&mut self) -> Result<(), NicError> {
+        if self.state == NicState::Gone {
+            return self.usable();
+        }
+        let up = self.reset_and_bring_up();
+        self.note(up)
+    }
+
+    fn link(&self, port: NicPort) -> bool {
+        usize::from(port.0).checked_sub(1).and_then(|p| self.link.get(p)).copied().unwrap_or(false)
+    }
+}
+
+impl Fl1 {
+    /// Counters of an entry in the counter page.
+    fn page_counters(&self, id: EntryId) -> Option<EntryCounters> {
+        let t = self.table(id.table).filter(|t| id.index < t.info.caps.max_entries)?;
+        let at = t.page + id.index as usize * bringup::PAGE_RECORD;
+        let mem = self.pages.as_ref()?.mem();
+        let word = |n: usize| mem.load_u64(at + n * 8, Ordering::Acquire).ok();
+        Some(EntryCounters {
+            packets: word(0)?,
+            bytes: word(1)?,
+            used_ns: word(2)?,
+            tcp_flags: word(3)? as u16,
+        })
+    }
+}
