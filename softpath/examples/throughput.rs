@@ -166,7 +166,9 @@ fn run(name: &str, (frames, megaflows): Case, seconds: f64) {
     let mut batch = Batch::new();
     let mut sink = Null::default();
     let metadata = Metadata { in_port: 1, ..Default::default() };
-    let mut cursor = frames.iter().cycle();
+    // One after the other in memory, as a capture file is.
+    let memory = frames.concat();
+    let mut cursor = memory.chunks_exact(60).cycle();
     let mut pass = |packets: u64| {
         for _ in 0..packets / 32 {
             for f in cursor.by_ref().take(32) {
@@ -177,19 +179,22 @@ fn run(name: &str, (frames, megaflows): Case, seconds: f64) {
     };
     pass(500_000);
     let before = dp.counters();
+    // Other work on the machine only ever makes a slice slower, so the best is shown beside the mean.
     let (cpu, wall) = (cpu_time(), Instant::now());
-    let mut packets = 0;
+    let (mut packets, mut best) = (0, f64::INFINITY);
     while wall.elapsed().as_secs_f64() < seconds {
-        pass(1_000_000);
-        packets += 1_000_000;
+        let slice = cpu_time();
+        pass(960_000);
+        best = best.min((cpu_time() - slice).as_secs_f64() * 1e9 / 960_000.0);
+        packets += 960_000;
     }
     let spent = (cpu_time() - cpu).as_secs_f64();
     let after = dp.counters();
     let hits = (after.hits - before.hits) as f64;
     println!(
-        "{name:10} {:6.2} Mpps/cpu-s {:6.0} ns/100 packets; {} flows, {} masks, cache {:.2} %, missed {}, put {:.2} us",
+        "{name:10} {:6.2} Mpps per CPU second, {:5.1} ns a packet, best {best:5.1}; {} flows, {} masks, cache {:.2} %, missed {}, put {:.2} us",
         packets as f64 / spent / 1e6,
-        spent * 1e11 / packets as f64,
+        spent * 1e9 / packets as f64,
         dp.len(),
         dp.mask_count(),
         100.0 * (after.cache_hits - before.cache_hits) as f64 / hits.max(1.0),

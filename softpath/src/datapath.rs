@@ -40,7 +40,7 @@ impl Default for Config {
 }
 
 /// One worker's counters.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct WorkerShared {
     pub(crate) flows: FlowCounters,
     pub(crate) counters: SharedCounters,
@@ -71,7 +71,10 @@ impl Shared {
     fn adopt(&self) -> Arc<WorkerShared> {
         let mut workers = self.workers();
         workers.idle.pop().unwrap_or_else(|| {
-            let fresh = Arc::new(WorkerShared::default());
+            let fresh = Arc::new(WorkerShared {
+                flows: FlowCounters::new(self.config.max_flows),
+                counters: SharedCounters::default(),
+            });
             workers.all.push(Arc::clone(&fresh));
             fresh
         })

@@ -5,10 +5,11 @@
 //! when a slot is given to another flow, or a flow's counters are cleared, the flow has a new generation, and the
 //! worker's next packet starts the entry anew. So nobody but the worker ever writes an entry.
 
-use crate::table::rcu::{bucket_count, bucket_len, bucket_of};
+use crate::table::chunks::Chunks;
+use crate::table::rcu::prefetch;
 use std::ops::AddAssign;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use zerocopy::FromZeros;
 
 /// What a flow's packets added up to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,8 +45,8 @@ impl FlowStats {
 const BUSY: u32 = 0;
 
 /// One flow's counters of one worker: half a cache line.
-#[derive(Debug, Default)]
-#[repr(align(32))]
+#[derive(Debug, FromZeros)]
+#[repr(C, align(32))]
 struct Entry {
     /// Statistics generation in the upper, TCP flags in the lower half.
     owner: AtomicU64,
@@ -54,26 +55,21 @@ struct Entry {
     used: AtomicU64,
 }
 
-/// A worker's counters of all flows, by slot. Memory comes with the first packet of a bucket of slots.
+/// A worker's counters of all flows, by slot. Memory comes with the first packet of a range of slots.
 #[derive(Debug)]
-pub struct FlowCounters {
-    buckets: [OnceLock<Box<[Entry]>>; bucket_count()],
-}
-
-impl Default for FlowCounters {
-    fn default() -> Self {
-        Self { buckets: std::array::from_fn(|_| OnceLock::new()) }
-    }
-}
+pub struct FlowCounters(Chunks<Entry>);
 
 impl FlowCounters {
+    /// For slots 0 to `max`.
+    pub fn new(max: u32) -> Self {
+        Self(Chunks::new(max))
+    }
+
     /// Counts packets of the flow in `slot`. Only the owning worker calls this. A generation older than the entry's
     /// is that of a flow that was deleted or cleared after the packet was looked up; it has no counters any more.
     #[inline(always)]
     pub fn count(&self, slot: u32, generation: u32, bytes: u64, now: u64, tcp_flags: u16) {
-        let (b, i) = bucket_of(slot);
-        let bucket = self.buckets[b].get_or_init(|| (0..bucket_len(b)).map(|_| Entry::default()).collect());
-        let Some(e) = bucket.get(i) else { return };
+        let Some(e) = self.0.get_or_grow(slot) else { return };
         let owner = e.owner.load(Ordering::Relaxed);
         if (owner >> 32) as u32 != generation && !e.restart(owner, generation) {
             return;
@@ -90,17 +86,15 @@ impl FlowCounters {
 
     /// Counters of the flow of this generation.
     pub fn get(&self, slot: u32, generation: u32) -> FlowStats {
-        let (b, i) = bucket_of(slot);
-        let Some(e) = self.buckets[b].get().and_then(|b| b.get(i)) else { return FlowStats::default() };
+        let Some(e) = self.0.get(slot) else { return FlowStats::default() };
         e.read(generation).unwrap_or_default()
     }
 
     /// Asks for the cache line of a slot's counters.
     #[inline(always)]
     pub fn prefetch(&self, slot: u32) {
-        let (b, i) = bucket_of(slot);
-        if let Some(e) = self.buckets[b].get().and_then(|b| b.get(i)) {
-            crate::table::rcu::prefetch(e);
+        if let Some(e) = self.0.get(slot) {
+            prefetch(e);
         }
     }
 }
@@ -209,7 +203,7 @@ mod tests {
 
     #[test]
     fn u2_a_new_generation_starts_from_zero() {
-        let c = FlowCounters::default();
+        let c = FlowCounters::new(100);
         c.count(3, 1, 100, 5, 0x12);
         c.count(3, 1, 60, 6, 0x01);
         let first = FlowStats { packets: 2, bytes: 160, used: Some(6), tcp_flags: 0x13 };
@@ -228,7 +222,7 @@ mod tests {
 
     #[test]
     fn generations_wrap_around() {
-        let c = FlowCounters::default();
+        let c = FlowCounters::new(100);
         c.count(0, u32::MAX, 1, 1, 0);
         c.count(0, 1, 1, 1, 0);
         assert_eq!(c.get(0, 1).packets, 1);
@@ -237,7 +231,7 @@ mod tests {
 
     #[test]
     fn u3_used_only_once_a_packet_was_seen() {
-        let c = FlowCounters::default();
+        let c = FlowCounters::new(100);
         assert_eq!(c.get(9, 1).used, None);
         c.count(9, 1, 60, 0, 0);
         assert_eq!(c.get(9, 1).used, Some(0), "time 0 is a time");

@@ -6,6 +6,7 @@
 //! the packet with the record that is in the slot right then, so no order of events gives it a flow that does not match;
 //! that is also why a slot can be used again at once.
 
+pub mod chunks;
 pub mod hash;
 pub mod index;
 pub mod rcu;

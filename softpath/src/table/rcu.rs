@@ -25,20 +25,16 @@
 
 #![allow(unsafe_code)]
 
+use super::chunks::Chunks;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A reader's state outside of any section.
 const IDLE: u64 = u64::MAX;
 /// Values that wait in a container before it looks whether some can be freed.
 const RECLAIM_EVERY: usize = 64;
-/// Entries of the first bucket of [`Slots`]; bucket n has 2^n times as many.
-const FIRST_BUCKET: u64 = 1024;
-/// Buckets enough for every `u32` slot.
-const BUCKETS: usize = 23;
-
 /// A lock that a panic of another holder does not break: what these locks guard is valid between any two statements.
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -239,36 +235,14 @@ impl<T> Drop for Cell<T> {
 #[derive(Debug)]
 pub struct Slots<T> {
     domain: Arc<Domain>,
-    buckets: [OnceLock<Box<[AtomicPtr<T>]>>; BUCKETS],
+    pointers: Chunks<AtomicPtr<T>>,
     limbo: Limbo<T>,
 }
 
-/// Bucket and place in it of a number.
-#[inline(always)]
-pub(crate) fn bucket_of(slot: u32) -> (usize, usize) {
-    let n = u64::from(slot) + FIRST_BUCKET;
-    let bucket = (n / FIRST_BUCKET).ilog2();
-    (bucket as usize, (n - (FIRST_BUCKET << bucket)) as usize)
-}
-
-/// Number of entries of a bucket.
-pub(crate) fn bucket_len(bucket: usize) -> usize {
-    (FIRST_BUCKET as usize) << bucket
-}
-
-/// Number of buckets that hold every `u32`.
-pub(crate) const fn bucket_count() -> usize {
-    BUCKETS
-}
-
 impl<T: Send + Sync> Slots<T> {
-    /// Without values.
-    pub fn new(domain: &Arc<Domain>) -> Self {
-        Self {
-            domain: Arc::clone(domain),
-            buckets: std::array::from_fn(|_| OnceLock::new()),
-            limbo: Limbo::new(),
-        }
+    /// Without values, for slots 0 to `max`.
+    pub fn new(domain: &Arc<Domain>, max: u32) -> Self {
+        Self { domain: Arc::clone(domain), pointers: Chunks::new(max), limbo: Limbo::new() }
     }
 
     /// What a reader of an open section sees. One per batch: the domain is checked here, not per value.
@@ -277,13 +251,11 @@ impl<T: Send + Sync> Slots<T> {
         View { slots: self }
     }
 
-    /// Puts a value in a slot, or takes it out. The old value is freed when no reader can have it.
+    /// Puts a value in a slot, or takes it out; a slot beyond the maximum takes nothing. The old value is freed when no reader can have it.
     pub fn replace(&self, slot: u32, value: Option<Box<T>>) {
-        let (b, i) = bucket_of(slot);
-        let bucket = self.buckets[b]
-            .get_or_init(|| (0..bucket_len(b)).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect());
+        let Some(pointer) = self.pointers.get_or_grow(slot) else { return };
         let new = value.map_or(std::ptr::null_mut(), Box::into_raw);
-        let old = bucket[i].swap(new, Ordering::AcqRel);
+        let old = pointer.swap(new, Ordering::AcqRel);
         if !old.is_null() {
             self.limbo.retire(&self.domain, old);
         }
@@ -302,14 +274,12 @@ impl<T: Send + Sync> Slots<T> {
 
 impl<T> Drop for Slots<T> {
     fn drop(&mut self) {
-        for bucket in &mut self.buckets {
-            for p in bucket.get_mut().into_iter().flat_map(|b| b.iter_mut()) {
-                let p = *p.get_mut();
-                if !p.is_null() {
-                    // SAFETY: `&mut self` proves that no reference got by a view lives; a pointer in a bucket that is
-                    // not null came from `Box::into_raw`.
-                    drop(unsafe { Box::from_raw(p) });
-                }
+        for p in self.pointers.iter_mut() {
+            let p = *p.get_mut();
+            if !p.is_null() {
+                // SAFETY: `&mut self` proves that no reference got by a view lives; a pointer here that is not null came
+                // from `Box::into_raw`.
+                drop(unsafe { Box::from_raw(p) });
             }
         }
     }
@@ -333,22 +303,27 @@ impl<'g, T: Send + Sync> View<'g, T> {
     /// The value of a slot.
     #[inline(always)]
     pub fn get(self, slot: u32) -> Option<&'g T> {
-        let (b, i) = bucket_of(slot);
-        let p = self.slots.buckets.get(b)?.get()?.get(i)?.load(Ordering::Acquire);
+        let p = self.slots.pointers.get(slot)?.load(Ordering::Acquire);
         // SAFETY: the pointer is null or from `Box::into_raw`; `view` checked that the guard, which outlives 'g,
         // is of the slots' domain, so by the module's proof the box is not freed within 'g.
         unsafe { p.as_ref() }
     }
 }
 
-/// Asks the CPU to load the cache line of `value`; changes nothing.
+/// Asks the CPU to load the cache lines of `value`; changes nothing.
 #[inline(always)]
 pub fn prefetch<T>(value: &T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch accesses no memory as the language sees it, and SSE is part of x86-64.
-    unsafe {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+        let start = std::ptr::from_ref(value).cast::<i8>();
+        // A value that is not aligned to lines begins and ends in the middle of one.
+        let last = size_of::<T>().saturating_sub(1);
+        let lines = (0..last).step_by(64).skip(1).chain([0]).chain((align_of::<T>() < 64).then_some(last));
+        for at in lines {
+            // SAFETY: a prefetch accesses no memory as the language sees it, and SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at)) };
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = value;
@@ -382,22 +357,10 @@ mod tests {
     }
 
     #[test]
-    fn buckets_cover_every_slot_without_gap() {
-        let mut next = (0, 0);
-        for slot in 0..20_000u32 {
-            let at = bucket_of(slot);
-            assert_eq!(at, next, "slot {slot}");
-            next = if at.1 + 1 == bucket_len(at.0) { (at.0 + 1, 0) } else { (at.0, at.1 + 1) };
-        }
-        let (b, i) = bucket_of(u32::MAX);
-        assert!(b < bucket_count() && i < bucket_len(b), "{b} {i}");
-    }
-
-    #[test]
     fn nothing_is_freed_under_a_reader_and_everything_is_freed_in_the_end() {
         let live = Arc::new(AtomicU64::new(0));
         let domain = Domain::new();
-        let slots = Slots::new(&domain);
+        let slots = Slots::new(&domain, 100);
         let mut reader = domain.reader();
         slots.replace(5, Some(Box::new(Canary::new(1, &live))));
         let guard = reader.enter();
@@ -421,7 +384,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "guard of another domain")]
     fn a_guard_of_another_domain_is_refused() {
-        let slots = Slots::<Canary>::new(&Domain::new());
+        let slots = Slots::<Canary>::new(&Domain::new(), 100);
         let other = Domain::new();
         let mut reader = other.reader();
         let guard = reader.enter();
@@ -433,7 +396,7 @@ mod tests {
     fn readers_see_whole_values_while_a_writer_replaces_them() {
         let live = Arc::new(AtomicU64::new(0));
         let domain = Domain::new();
-        let slots = Slots::new(&domain);
+        let slots = Slots::new(&domain, 100);
         let cell = Cell::new(&domain, Canary::new(0, &live));
         let stop = AtomicBool::new(false);
         std::thread::scope(|s| {

@@ -30,6 +30,7 @@ pub struct FlowId {
 
 /// A flow. The first line is what a lookup compares.
 #[derive(Debug)]
+#[repr(C)]
 pub struct FlowRecord {
     /// Masked key, words 0 to 7.
     hot: [u64; HOT_WORDS],

@@ -145,10 +145,11 @@ pub struct FlowTable {
 impl FlowTable {
     /// An empty table for at most `max_flows` flows. The seed makes hashes repeatable; without one they are secret.
     pub fn new(max_flows: u32, seed: Option<u64>) -> Self {
+        let max_flows = max_flows.min(MAX_SLOT);
         let domain = Domain::new();
         let seeds = Seeds::new(seed);
         let shared = TableShared {
-            slots: Slots::new(&domain),
+            slots: Slots::new(&domain, max_flows),
             subtables: Cell::new(&domain, Subtables::default()),
             seeds: seeds.clone(),
             domain: Arc::clone(&domain),
@@ -165,7 +166,7 @@ impl FlowTable {
             free: Vec::new(),
             generations: Vec::new(),
             flows: 0,
-            max_flows: max_flows.min(MAX_SLOT),
+            max_flows,
             next_subtable: 0,
             version: 0,
             order: SearchOrder::default(),
@@ -516,7 +517,7 @@ impl FlowTable {
         let indexes =
             self.subtables.iter().flatten().map(|s| s.index.bytes()).sum::<usize>() + self.ufids.bytes();
         let arrays = self.generations.capacity() * 4 + self.free.capacity() * 4;
-        let slots = self.generations.len().next_power_of_two().max(1024) * size_of::<usize>();
+        let slots = self.generations.len() * size_of::<usize>();
         let mut records = 0;
         self.scan(0, |_, r| {
             records += r.bytes();
