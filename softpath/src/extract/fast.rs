@@ -17,6 +17,11 @@ const IP_LEN: usize = 20;
 const TCP_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 
+/// The bit of a TCI's first byte that stands for a tag that is present.
+const PRESENT: u8 = (VLAN_CFI >> 8) as u8;
+/// The first six bytes of a word: an address.
+const ADDRESS: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+
 /// The `N` bytes of `head` from `at` on. With constants for both, no bounds check is left.
 #[inline(always)]
 fn bytes<const N: usize, const L: usize>(head: &[u8; L], at: usize) -> [u8; N] {
@@ -30,52 +35,48 @@ fn be16<const L: usize>(head: &[u8; L], at: usize) -> u16 {
     u16::from_be_bytes(bytes(head, at))
 }
 
+/// Two 32-bit fields, in memory order, as one word of a key.
 #[inline(always)]
-fn is_vlan(eth_type: u16) -> bool {
-    eth_type == VLAN || eth_type == QINQ
-}
-
-/// Two 32-bit fields as one word of a key.
-#[inline(always)]
-fn pair(low: u32, high: u32) -> u64 {
-    let ([a, b, c, d], [e, f, g, h]) = (low.to_ne_bytes(), high.to_ne_bytes());
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+fn pair(first: u32, second: u32) -> u64 {
+    let (first, second) = (u64::from(first), u64::from(second));
+    if cfg!(target_endian = "little") { first | second << 32 } else { first << 32 | second }
 }
 
 /// Fills the hot line of `key` if the frame is of a shape that this path knows.
 #[inline(always)]
 pub(super) fn extract(frame: &[u8], md: &Metadata, key: &mut Key) -> Option<Layers> {
     let head: &[u8; 54] = frame.first_chunk()?;
-    let outer = be16(head, 12);
-    if outer == IPV4 {
-        return ipv4::<14, 54>(head, frame.len(), 0, md, key);
+    match be16(head, 12) {
+        IPV4 => ipv4::<14, 54>(head, frame.len(), 0, md, key),
+        VLAN | QINQ => tagged(frame, md, key),
+        _ => None,
     }
-    if !is_vlan(outer) {
-        return None;
-    }
-    tagged(frame, md, key)
 }
 
-/// One or two tags.
-#[inline(always)]
+/// One or two tags. Not inlined, and so for each number of tags: together, the compiler would share the code of all
+/// three shapes and turn the constant offsets back into variables.
+#[inline(never)]
 fn tagged(frame: &[u8], md: &Metadata, key: &mut Key) -> Option<Layers> {
     let head: &[u8; 58] = frame.first_chunk()?;
-    let inner = be16(head, 16);
-    let [t0, t1, c0, c1] = bytes(head, 12);
-    let present = (VLAN_CFI >> 8) as u8;
-    if inner == IPV4 {
-        let tag = u64::from_ne_bytes([t0, t1, c0 | present, c1, 0, 0, 0, 0]);
-        return ipv4::<18, 58>(head, frame.len(), tag, md, key);
+    match be16(head, 16) {
+        IPV4 => {
+            let [t0, t1, c0, c1] = bytes(head, 12);
+            let tag = u64::from_ne_bytes([t0, t1, c0 | PRESENT, c1, 0, 0, 0, 0]);
+            ipv4::<18, 58>(head, frame.len(), tag, md, key)
+        }
+        VLAN | QINQ => tagged_twice(frame, md, key),
+        _ => None,
     }
-    if !is_vlan(inner) {
-        return None;
-    }
+}
+
+#[inline(never)]
+fn tagged_twice(frame: &[u8], md: &Metadata, key: &mut Key) -> Option<Layers> {
     let head: &[u8; 62] = frame.first_chunk()?;
     if be16(head, 20) != IPV4 {
         return None;
     }
-    let [t2, t3, c2, c3] = bytes(head, 16);
-    let tags = u64::from_ne_bytes([t0, t1, c0 | present, c1, t2, t3, c2 | present, c3]);
+    let [t0, t1, c0, c1, t2, t3, c2, c3] = bytes(head, 12);
+    let tags = u64::from_ne_bytes([t0, t1, c0 | PRESENT, c1, t2, t3, c2 | PRESENT, c3]);
     ipv4::<22, 62>(head, frame.len(), tags, md, key)
 }
 
@@ -111,15 +112,16 @@ fn ipv4<const L3: usize, const N: usize>(
         return None;
     };
 
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = bytes(head, 0);
     let [e0, e1] = IPV4.to_be_bytes();
-    let [p0, p1, p2, p3] = bytes(head, l4);
+    let ports = u32::from_ne_bytes(bytes(head, l4));
+    let [flags_high, flags_low] = flags;
     let words = key.words_mut();
     words[0] = pair(md.in_port, md.recirc_id);
-    words[1] = u64::from_ne_bytes([d0, d1, d2, d3, d4, d5, e0, e1]);
-    words[2] = u64::from_ne_bytes([s0, s1, s2, s3, s4, s5, proto, Frag::No as u8]);
+    words[1] = u64::from_ne_bytes(bytes(head, 0)) & ADDRESS | u64::from_ne_bytes([0, 0, 0, 0, 0, 0, e0, e1]);
+    words[2] = u64::from_ne_bytes(bytes(head, 6)) & ADDRESS
+        | u64::from_ne_bytes([0, 0, 0, 0, 0, 0, proto, Frag::No as u8]);
     words[3] = u64::from_ne_bytes(bytes(head, L3 + 12));
-    words[4] = u64::from_ne_bytes([p0, p1, p2, p3, head[L3 + 1], head[L3 + 8], flags[0], flags[1]]);
+    words[4] = pair(ports, u32::from_ne_bytes([head[L3 + 1], head[L3 + 8], flags_high, flags_low]));
     words[5] = tags;
     words[6] = pair(md.dp_hash, 0);
     words[7] = pair(md.skb_mark, md.skb_priority);
