@@ -1,0 +1,87 @@
+//! `--check`: did two runs of the same packets give the same answer?
+
+use crate::engine::Run;
+use crate::ledger::{Outlet, Stream};
+use serde::Serialize;
+
+/// Differences told in full; the rest is counted.
+const DETAILS_MAX: usize = 20;
+
+/// What came of comparing runs.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct CheckReport {
+    /// Packets that each run took.
+    pub packets: u64,
+    /// Runs that were compared with the first.
+    pub compared: Vec<&'static str>,
+    /// Differences: frames missing, too many or out of their flow's order, and counters that disagree.
+    pub differences: u64,
+    /// The first differences in words.
+    pub details: Vec<String>,
+}
+
+impl CheckReport {
+    fn differ(&mut self, by: u64, what: impl FnOnce() -> String) {
+        self.differences += by;
+        if self.details.len() < DETAILS_MAX {
+            self.details.push(what());
+        }
+    }
+
+    /// Compares `other` with `reference`: every outlet's frames, in order per flow, then every flow's counters.
+    pub fn compare(
+        &mut self,
+        name: &'static str,
+        reference: &mut dyn Run,
+        other: &mut dyn Run,
+        flows: usize,
+    ) {
+        self.compared.push(name);
+        self.packets = reference.counts().total;
+        let (want, got) = (reference.counts(), other.counts());
+        if (want.total, want.missed) != (got.total, got.missed) {
+            self.differ(1, || {
+                format!(
+                    "{name}: {} packets, {} missed; the reference has {}, {} missed",
+                    got.total, got.missed, want.total, want.missed
+                )
+            });
+        }
+        self.streams(name, reference, other);
+        for flow in 0..flows {
+            let (want, got) = (reference.totals(flow), other.totals(flow));
+            if want != got {
+                self.differ(1, || {
+                    format!("{name}: flow number {flow} counted {got:?}; the reference has {want:?}")
+                });
+            }
+        }
+    }
+
+    fn streams(&mut self, name: &'static str, reference: &mut dyn Run, other: &mut dyn Run) {
+        let empty = Stream::new();
+        let (want, got) = (reference.ledger().streams(), other.ledger().streams());
+        let ids: std::collections::BTreeSet<_> = want.keys().chain(got.keys()).collect();
+        for id in ids {
+            let (want, got) = (want.get(id).unwrap_or(&empty), got.get(id).unwrap_or(&empty));
+            if want == got {
+                continue;
+            }
+            let agree = want.iter().zip(got).take_while(|(a, b)| a == b).count();
+            let outlet = match id.outlet {
+                Outlet::Port(port) => format!("port {}", port.0),
+                Outlet::Userspace => "the user (action)".into(),
+                Outlet::Miss => "the user (miss)".into(),
+            };
+            let by = want.len().max(got.len()) - agree;
+            self.differ(by as u64, || {
+                format!(
+                    "{name}: to {outlet}, flow {:016x}: {} frames where the reference has {}, different from number {agree} on",
+                    id.flow,
+                    got.len(),
+                    want.len()
+                )
+            });
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The command line. Only definitions: what each command does is in `command/`.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// An Open vSwitch datapath in user space that lifts flows into NIC hardware.
+#[derive(Debug, Parser)]
+#[command(name = "flowlift", version, about, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Replay a capture through NIC and softpath, and tell who handled what, and why.
+    Replay(ReplayArgs),
+    /// Print each packet's flow key as Open vSwitch prints it.
+    Key(KeyArgs),
+    /// Tell for each flow whether a NIC can take it, and if not, why not.
+    Explain(ExplainArgs),
+    /// Look at NICs.
+    #[command(subcommand)]
+    Nic(NicCommand),
+}
+
+/// Profile of the simulated NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProfileArg {
+    /// One TCAM of 16 entries, L2 and L3 keys.
+    Tiny,
+    /// Hash and TCAM tables in two stages.
+    Standard,
+    /// Millions of entries in three stages.
+    Large,
+}
+
+/// Where the flows come from.
+#[derive(Debug, Args)]
+pub struct FlowArgs {
+    /// Flows as `ovs-appctl dpctl/dump-flows` prints them, with or without -m and --names.
+    #[arg(long, value_name = "FILE")]
+    pub flows: Option<PathBuf>,
+    /// Names of datapath ports, as in `--ports p1=1,p2=2`.
+    #[arg(long, value_name = "NAME=NUMBER,...", value_delimiter = ',')]
+    pub ports: Vec<String>,
+    /// Treat a flow that cannot be used as fatal.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// Arguments of `replay`.
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// Flows.
+    #[command(flatten)]
+    pub flows: FlowArgs,
+    /// Capture to replay: pcap, nanosecond pcap or pcapng. [default: the bundled one, with the bundled flows]
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// Ingress port (name or number) of packets whose capture does not name their interface. [default: 1]
+    #[arg(long, value_name = "PORT")]
+    pub in_port: Option<String>,
+    /// Profile of the simulated NIC.
+    #[arg(long, value_enum, default_value = "standard")]
+    pub profile: ProfileArg,
+    /// Softpath alone.
+    #[arg(long, conflicts_with_all = ["faults", "profile"])]
+    pub no_nic: bool,
+    /// Write a capture for each output port, DIR/NAME.pcap.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Seed of everything random in the run.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Faults to inject into the NIC: `all`, or names with optional rates, as in `lost_completion=0.01,hang`.
+    #[arg(long, value_name = "SPEC")]
+    pub faults: Option<String>,
+    /// Compare softpath, NIC + softpath, and a linear reference, and fail on any difference.
+    #[arg(long)]
+    pub check: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `key`.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// Capture.
+    #[arg(long, value_name = "FILE")]
+    pub pcap: PathBuf,
+    /// Ingress port number.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub in_port: u32,
+    /// Also print the key's Netlink attributes in hex.
+    #[arg(long)]
+    pub tlv: bool,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Flows.
+    #[command(flatten)]
+    pub flows: FlowArgs,
+    /// Profile of the NIC to plan for.
+    #[arg(long, value_enum, default_value = "standard")]
+    pub profile: ProfileArg,
+    /// Exit with 1 if fewer than this percentage of the flows can be offloaded.
+    #[arg(long, value_name = "PERCENT")]
+    pub require: Option<f64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands about NICs.
+#[derive(Debug, Subcommand)]
+pub enum NicCommand {
+    /// Show the capability records as the driver reads them from the NIC.
+    Show(NicShowArgs),
+}
+
+/// Arguments of `nic show`.
+#[derive(Debug, Args)]
+pub struct NicShowArgs {
+    /// Profile of the simulated NIC.
+    #[arg(long, value_enum, default_value = "standard")]
+    pub profile: ProfileArg,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

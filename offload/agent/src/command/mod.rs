@@ -1,0 +1,46 @@
+//! What each command does.
+
+pub mod explain;
+pub mod key;
+pub mod nic;
+pub mod replay;
+
+use crate::cli::{Cli, Command, NicCommand};
+use anyhow::Result;
+
+/// What a command that could do its work says of the outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well: exit code 0.
+    Good,
+    /// The answer is no (a difference, too few flows): exit code 1.
+    Bad,
+    /// Done as far as the input allowed: exit code 2.
+    Damaged,
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// Whatever kept it from its work, for a person to read.
+pub fn run(cli: &Cli) -> Result<Outcome> {
+    match &cli.command {
+        Command::Replay(args) => replay::run(args),
+        Command::Key(args) => key::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Nic(NicCommand::Show(args)) => nic::show(args),
+    }
+}
+
+/// Prints `value` as JSON.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)?;
+    out.flush()?;
+    Ok(())
+}

@@ -1,0 +1,399 @@
+//! `flowlift replay`.
+
+use super::{Outcome, print_json};
+use crate::check::CheckReport;
+use crate::cli::ReplayArgs;
+use crate::engine::{Arrival, FlowTotals, NicRun, PacketCounts, ReferenceRun, Run, SoftRun};
+use crate::input::{self, Flows, Packets};
+use crate::ledger::{Ledger, Outlet};
+use crate::open;
+use crate::progress::Progress;
+use crate::report::{self, FlowLine, Reasons};
+use anyhow::{Context, Result, bail};
+use flowlift_driver::nic::NicState;
+use flowlift_flow::PortNo;
+use flowlift_offload::planner::State;
+use flowlift_softpath::{Config, Datapath, FlowId};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Packets handed to a run at once.
+const CHUNK: usize = 32;
+/// Flows that a person is shown.
+const FLOWS_SHOWN: usize = 40;
+
+/// Everything that `--json` prints. All but `speed` is the same in every run with the same input and seed.
+#[derive(Debug, Serialize)]
+struct Report {
+    flows: FlowCounts,
+    packets: PacketCounts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<CheckReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nic: Option<NicReport>,
+    outputs: Vec<OutputReport>,
+    /// A number that two runs share only if they sent the same number of frames and bytes by each outlet and, with
+    /// `--check`, the same frames in the same order per flow.
+    digest: String,
+    reasons: Vec<report::ReasonCount>,
+    flow_table: Vec<FlowLine>,
+    refused: Vec<report::RefusedLine>,
+    /// Flows that stand in the dump more than once; they count once.
+    repeated: u64,
+    /// Where and why the capture ended before its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damage: Option<String>,
+    speed: Speed,
+}
+
+#[derive(Debug, Serialize)]
+struct FlowCounts {
+    total: u64,
+    hardware: u64,
+    software: u64,
+    refused: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct NicReport {
+    device: String,
+    model: String,
+    state: &'static str,
+    seed: u64,
+    /// Breaches of the device's protocol: bugs of the driver.
+    violations: u32,
+    /// Injected faults by name.
+    faults: BTreeMap<&'static str, u64>,
+    resets: u64,
+    inserted: u64,
+    replaced: u64,
+    deleted: u64,
+    evicted: u64,
+    repaired: u64,
+    unanswered: u64,
+    lowering_bugs: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct OutputReport {
+    to: String,
+    packets: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Speed {
+    load_seconds: f64,
+    flows_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offload_seconds: Option<f64>,
+    replay_seconds: f64,
+    packets_per_second: f64,
+    megabits_per_second: f64,
+}
+
+/// The run that is reported.
+enum Main {
+    Soft(Box<SoftRun>),
+    Nic(Box<NicRun>),
+}
+
+impl Main {
+    fn run(&mut self) -> &mut dyn Run {
+        match self {
+            Self::Soft(run) => run.as_mut(),
+            Self::Nic(run) => run.as_mut(),
+        }
+    }
+
+    fn nic(&self) -> Option<&NicRun> {
+        match self {
+            Self::Soft(_) => None,
+            Self::Nic(run) => Some(run),
+        }
+    }
+}
+
+/// Replays a capture and tells who handled what. [`Outcome::Bad`] if `--check` found a difference.
+///
+/// # Errors
+/// Input that cannot be used at all.
+pub fn run(args: &ReplayArgs) -> Result<Outcome> {
+    if args.flows.flows.is_some() != args.pcap.is_some() {
+        bail!("--flows and --pcap go together: the bundled flows and packets belong to each other");
+    }
+    let faults = open::faults(args.faults.as_deref())?;
+    let progress = Progress::new(!args.json);
+    let mut speed = Speed::default();
+
+    let start = Instant::now();
+    progress.start("loading flows", None);
+    let mut input = input::read_flows(&args.flows, args.seed)?;
+    let packets = input::read_packets(args.pcap.as_deref(), args.in_port.as_deref(), &input.ports)?;
+    speed.load_seconds = start.elapsed().as_secs_f64();
+    speed.flows_per_second = input.loaded.flows.len() as f64 / speed.load_seconds;
+
+    let mut compared = if args.check { comparisons(args, &mut input)? } else { Vec::new() };
+    for (name, run) in &mut compared {
+        drive(run.as_mut(), &packets, &progress, name)?;
+    }
+
+    let mut ledger = if args.check { Ledger::comparable() } else { Ledger::counting() };
+    if let Some(folder) = &args.out {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        ledger = ledger.with_captures(folder, input.ports.by_number());
+    }
+    let ids: Vec<FlowId> = input.loaded.flows.iter().map(|flow| flow.id).collect();
+    let datapath = std::mem::replace(&mut input.datapath, Datapath::new(Config::default()));
+    let mut main = if args.no_nic {
+        Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger)))
+    } else {
+        let arrival_ports: Vec<PortNo> = packets.ports().into_iter().collect();
+        let ports = input::nic_ports(&input, &arrival_ports);
+        let setup = open::open(open::profile(args.profile), args.seed, faults, &ports, packets.start_ns())?;
+        progress.start("offloading flows", Some(ids.len() as u64));
+        let start = Instant::now();
+        let run = NicRun::new(setup, datapath, ids, args.seed, ledger, |done| progress.at(done))?;
+        speed.offload_seconds = Some(start.elapsed().as_secs_f64());
+        Main::Nic(Box::new(run))
+    };
+    speed.replay_seconds = drive(main.run(), &packets, &progress, "replaying packets")?;
+    speed.packets_per_second = packets.len() as f64 / speed.replay_seconds;
+    speed.megabits_per_second = packets.bytes() as f64 * 8e-6 / speed.replay_seconds;
+    progress.finish();
+
+    let check = args.check.then(|| judge(&mut compared, &mut main, input.loaded.flows.len()));
+    main.run().ledger().finish()?;
+    let report = report(args, &input, &packets, &mut main, check, speed);
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print_text(&report);
+    }
+    if let Some(damage) = &report.damage {
+        eprintln!("flowlift: {damage}; the {} packets before it were replayed", packets.len());
+        return Ok(Outcome::Damaged);
+    }
+    let differs = report.check.as_ref().is_some_and(|check| check.differences > 0);
+    Ok(if differs { Outcome::Bad } else { Outcome::Good })
+}
+
+/// The runs that `--check` compares with: the linear reference and, beside a NIC, the softpath alone.
+fn comparisons(args: &ReplayArgs, input: &mut Flows) -> Result<Vec<(&'static str, Box<dyn Run>)>> {
+    let ids: Vec<FlowId> = input.loaded.flows.iter().map(|flow| flow.id).collect();
+    let flows: Vec<_> = ids.iter().filter_map(|id| input.datapath.flow(*id)).collect();
+    let reference = ReferenceRun::new(flows.iter().cloned(), args.seed, Ledger::comparable())?;
+    let mut runs: Vec<(_, Box<dyn Run>)> = vec![("linear reference", Box::new(reference))];
+    if !args.no_nic {
+        let mut datapath = Datapath::new(Config { seed: Some(args.seed), ..Config::default() });
+        let ids = flows.iter().map(|flow| datapath.put(flow).map(|put| put.id)).collect::<Result<_, _>>()?;
+        let soft = SoftRun::new(datapath, ids, args.seed, Ledger::comparable());
+        runs.push(("softpath", Box::new(soft)));
+    }
+    Ok(runs)
+}
+
+/// Compares every run with the linear reference.
+fn judge(compared: &mut [(&'static str, Box<dyn Run>)], main: &mut Main, flows: usize) -> CheckReport {
+    let mut check = CheckReport::default();
+    if let Some(((_, reference), others)) = compared.split_first_mut() {
+        for (name, run) in others {
+            check.compare(name, reference.as_mut(), run.as_mut(), flows);
+        }
+        let name = if main.nic().is_some() { "NIC and softpath" } else { "softpath" };
+        check.compare(name, reference.as_mut(), main.run(), flows);
+    }
+    check
+}
+
+/// Sends all packets through `run`; gives the seconds that it took.
+fn drive(run: &mut dyn Run, packets: &Packets, progress: &Progress, what: &'static str) -> Result<f64> {
+    progress.start(what, Some(packets.len() as u64));
+    let start = Instant::now();
+    let mut chunk: Vec<Arrival<'_>> = Vec::with_capacity(CHUNK);
+    for (n, arrival) in packets.arrivals().enumerate() {
+        chunk.push(arrival);
+        if chunk.len() == CHUNK {
+            run.arrive(&chunk)?;
+            chunk.clear();
+            if n % 4096 < CHUNK {
+                progress.at(n as u64);
+            }
+        }
+    }
+    run.arrive(&chunk)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn report(
+    args: &ReplayArgs,
+    input: &Flows,
+    packets: &Packets,
+    main: &mut Main,
+    check: Option<CheckReport>,
+    speed: Speed,
+) -> Report {
+    let count = input.loaded.flows.len();
+    let totals: Vec<FlowTotals> = (0..count).map(|flow| main.run().totals(flow)).collect();
+    let mut shown: Vec<usize> = (0..count).collect();
+    if !args.json {
+        shown.sort_by_key(|flow| std::cmp::Reverse(totals[*flow].packets));
+        shown.truncate(FLOWS_SHOWN);
+    }
+    let mut reasons = Reasons::default();
+    let mut hardware = 0;
+    for flow in 0..count {
+        match main.nic().map(|nic| nic.state(flow)) {
+            Some((State::Hardware | State::PendingReplace, _)) => hardware += 1,
+            Some((_, Some(reason))) => reasons.add(&reason.to_string()),
+            _ => {}
+        }
+    }
+    let flow_table = shown.into_iter().filter_map(|flow| flow_line(flow, input, main)).collect();
+    let refused = report::refused_lines(&input.loaded);
+    let names = input.ports.by_number();
+    let ledger = main.run().ledger();
+    let outputs = ledger.outlets().map(|(outlet, packets, bytes)| {
+        let to = match outlet {
+            Outlet::Port(port) => names.get(&port).cloned().unwrap_or_else(|| port.0.to_string()),
+            Outlet::Userspace => "(userspace)".into(),
+            Outlet::Miss => "(miss)".into(),
+        };
+        OutputReport { to, packets, bytes }
+    });
+    Report {
+        outputs: outputs.collect(),
+        digest: format!("{:016x}", ledger.digest()),
+        flows: FlowCounts {
+            total: (count + refused.len()) as u64,
+            hardware,
+            software: count as u64 - hardware,
+            refused: refused.len() as u64,
+        },
+        packets: main.run().counts(),
+        check,
+        nic: main.nic().map(|nic| nic_report(nic, args.seed)),
+        reasons: reasons.sorted(),
+        flow_table,
+        refused,
+        repeated: input.loaded.repeated,
+        damage: packets.damage(),
+        speed,
+    }
+}
+
+fn flow_line(flow: usize, input: &Flows, main: &mut Main) -> Option<FlowLine> {
+    let installed = main.run().flow(flow)?;
+    let software = main.run().totals(flow);
+    let line = input.loaded.flows.get(flow)?.line;
+    let names = input.names();
+    Some(match main.nic() {
+        None => {
+            FlowLine { software: Some(software), ..FlowLine::new(line, &installed, "software", None, names) }
+        }
+        Some(nic) => {
+            let (state, reason) = nic.state(flow);
+            let reason = reason.map(|reason| reason.to_string());
+            FlowLine {
+                hardware: Some(nic.hardware(flow)),
+                software: Some(nic.software(flow)),
+                ..FlowLine::new(line, &installed, state.name(), reason, names)
+            }
+        }
+    })
+}
+
+fn nic_report(nic: &NicRun, seed: u64) -> NicReport {
+    let summary = nic.summary();
+    let planner = summary.planner;
+    NicReport {
+        device: nic.caps().device.clone(),
+        model: nic.caps().model.clone(),
+        state: match summary.state {
+            NicState::Ready => "ready",
+            NicState::Failed => "failed",
+            NicState::Gone => "gone",
+        },
+        seed,
+        violations: summary.violations,
+        faults: summary.faults,
+        resets: planner.resets,
+        inserted: planner.inserted,
+        replaced: planner.replaced,
+        deleted: planner.deleted,
+        evicted: planner.evicted,
+        repaired: planner.repaired,
+        unanswered: planner.unanswered,
+        lowering_bugs: planner.lowering_bugs,
+    }
+}
+
+fn print_text(report: &Report) {
+    println!("{:>9} {:>12}  {:<9} flow", "packets", "bytes", "state");
+    let mut table: Vec<&FlowLine> = report.flow_table.iter().collect();
+    table.sort_by_key(|flow| std::cmp::Reverse(flow.totals().packets));
+    for flow in table {
+        let totals = flow.totals();
+        println!(
+            "{:>9} {:>12}  {:<9} {}, actions:{}",
+            totals.packets, totals.bytes, flow.state, flow.flow, flow.actions
+        );
+        if let Some(reason) = &flow.reason {
+            println!("{:>33} why: {reason}", "");
+        }
+    }
+    let loaded = report.flows.hardware + report.flows.software;
+    if let Some(rest) = loaded.checked_sub(FLOWS_SHOWN as u64).filter(|rest| *rest > 0) {
+        println!("{:>9} more flows (--json has all)", rest);
+    }
+    for refused in report.refused.iter().take(FLOWS_SHOWN) {
+        println!("{:>23}  refused   line {}: {}", "", refused.line, refused.reason);
+    }
+    println!();
+    if let Some(nic) = &report.nic {
+        println!(
+            "NIC      {} {}: {}, {} resets, {} violations",
+            nic.device, nic.model, nic.state, nic.resets, nic.violations
+        );
+        if !nic.faults.is_empty() {
+            let faults: Vec<String> = nic.faults.iter().map(|(name, n)| format!("{name} {n}")).collect();
+            println!("faults   {} (seed {})", faults.join(", "), nic.seed);
+        }
+    }
+    let flows = &report.flows;
+    println!(
+        "flows    {} in all: {} in hardware, {} in software, {} refused",
+        flows.total, flows.hardware, flows.software, flows.refused
+    );
+    report::print_reasons(&report.reasons);
+    let packets = &report.packets;
+    println!(
+        "packets  {} in all: {} by hardware, {} by software, {} missed",
+        packets.total, packets.hardware, packets.software, packets.missed
+    );
+    for output in &report.outputs {
+        println!("  to {:<16} {:>9} packets {:>12} bytes", output.to, output.packets, output.bytes);
+    }
+    let speed = &report.speed;
+    let offload = speed.offload_seconds.map_or(String::new(), |seconds| {
+        format!(", offloaded in {seconds:.2} s ({:.0} flows/s)", loaded as f64 / seconds)
+    });
+    println!(
+        "speed    flows loaded in {:.2} s ({:.0}/s){offload}; packets replayed in {:.2} s ({:.0}/s, {:.0} Mbit/s)",
+        speed.load_seconds,
+        speed.flows_per_second,
+        speed.replay_seconds,
+        speed.packets_per_second,
+        speed.megabits_per_second
+    );
+    if let Some(check) = &report.check {
+        println!(
+            "check    {} packets against the linear reference ({}): {} differences",
+            check.packets,
+            check.compared.join(", "),
+            check.differences
+        );
+        check.details.iter().for_each(|detail| println!("  {detail}"));
+    }
+}

@@ -1,0 +1,242 @@
+//! Loading a flow dump into a datapath: what cannot be used is refused with line and cause, and counted.
+
+use anyhow::{Context, Result, anyhow, bail};
+use flowlift_flow::text::{DumpReader, ErrorKind, PortNames};
+use flowlift_flow::{Action, Flow, PortNo};
+use flowlift_softpath::{Datapath, FlowId, PutError, PutMode};
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io::BufRead;
+
+/// A flow of the dump that is not in the datapath.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedFlow {
+    /// Line of the dump, from 1.
+    pub line: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// What came of a dump.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The flows, in the order of the dump.
+    pub flows: Vec<LoadedFlow>,
+    /// Those that were refused.
+    pub refused: Vec<RefusedFlow>,
+    /// Ports that flows come from or go to.
+    pub ports: BTreeSet<PortNo>,
+    /// Flows that stand in the dump again, word for word (one section per PMD thread): they count once.
+    pub repeated: u64,
+}
+
+/// A flow of the dump that is in the datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadedFlow {
+    /// Its name in the datapath.
+    pub id: FlowId,
+    /// Line of the dump, from 1.
+    pub line: u64,
+}
+
+/// Loads every flow of `dump` into `datapath`, which must be empty.
+///
+/// An attribute or action that is not known, or that the datapath does not have yet, and a flow that overlaps an earlier
+/// one (R22; Open vSwitch installs some) refuse their flow; with `strict`, the whole dump. Anything else that is wrong
+/// refuses the whole dump: its place and cause are the error.
+///
+/// # Errors
+/// As said; a dump without flows.
+pub fn load(
+    name: &dyn Display,
+    mut dump: impl BufRead,
+    ports: &dyn PortNames,
+    strict: bool,
+    datapath: &mut Datapath,
+) -> Result<Loaded> {
+    let mut loaded = Loaded::default();
+    let mut reader = DumpReader::new(ports);
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        let read = dump.read_until(b'\n', &mut text).with_context(|| format!("cannot read {name}"))?;
+        if read == 0 {
+            break;
+        }
+        let line = reader.lines() + 1;
+        let text = std::str::from_utf8(&text)
+            .map_err(|e| anyhow!("{name}: line {line}, column {}: not UTF-8", e.valid_up_to() + 1))?;
+        let refusal = match reader.line(text) {
+            Ok(None) => continue,
+            Ok(Some(dumped)) => match datapath.put_with(&dumped.flow, PutMode::CREATE) {
+                Ok(put) => {
+                    loaded.note_ports(&dumped.flow);
+                    loaded.flows.push(LoadedFlow { id: put.id, line });
+                    continue;
+                }
+                Err(PutError::Exists(id)) => {
+                    if datapath.flow(id).is_some_and(|other| other.actions == dumped.flow.actions) {
+                        loaded.repeated += 1;
+                        continue;
+                    }
+                    format!("overlaps the flow of {}: the same match", loaded.place(id))
+                }
+                Err(PutError::MatchInUse(id)) => {
+                    format!("overlaps the flow of {}: the same match", loaded.place(id))
+                }
+                Err(PutError::UfidInUse(id)) => format!("has the UFID of the flow of {}", loaded.place(id)),
+                Err(error @ PutError::Unsupported(_)) => error.to_string(),
+                Err(error) => bail!("{name}: line {line}: {error}"),
+            },
+            Err(error) if is_unknown(&error.kind) => format!("column {}: {}", error.column, error.kind),
+            Err(error) => {
+                let hint = match error.kind {
+                    ErrorKind::UnknownPort(ref port) => {
+                        format!(" (give its number by --ports {port}=NUMBER)")
+                    }
+                    _ => String::new(),
+                };
+                bail!("{name}: {error}{hint}");
+            }
+        };
+        if strict {
+            bail!("{name}: line {line}: {refusal} (--strict)");
+        }
+        loaded.refused.push(RefusedFlow { line, reason: refusal });
+    }
+    if loaded.flows.is_empty() && loaded.refused.is_empty() {
+        bail!("{name}: there is no flow in it");
+    }
+    refuse_overlaps(name, strict, datapath, &mut loaded)?;
+    Ok(loaded)
+}
+
+/// Of two flows that a packet could both match (R22), the later one is refused.
+fn refuse_overlaps(
+    name: &dyn Display,
+    strict: bool,
+    datapath: &mut Datapath,
+    loaded: &mut Loaded,
+) -> Result<()> {
+    for pair in datapath.find_overlaps(usize::MAX) {
+        let lines = (loaded.line(pair.first), loaded.line(pair.second));
+        let (Some(first), Some(second)) = lines else { continue };
+        let (earlier, later, id) =
+            if first < second { (first, second, pair.second) } else { (second, first, pair.first) };
+        let reason = format!("overlaps the flow of line {earlier}: a packet could match either");
+        if strict {
+            bail!("{name}: line {later}: {reason} (--strict)");
+        }
+        datapath.delete(id);
+        loaded.flows.retain(|flow| flow.id != id);
+        loaded.refused.push(RefusedFlow { line: later, reason });
+    }
+    loaded.refused.sort_by_key(|flow| flow.line);
+    Ok(())
+}
+
+impl Loaded {
+    fn line(&self, id: FlowId) -> Option<u64> {
+        // Nearly always the lines ascend with the slots, and a dump without overlaps never comes here.
+        self.flows.iter().find(|flow| flow.id == id).map(|flow| flow.line)
+    }
+
+    fn note_ports(&mut self, flow: &Flow) {
+        if flow.matching.mask.0.in_port != 0 {
+            self.ports.insert(PortNo(flow.matching.key.in_port));
+        }
+        note_outputs(&flow.actions, &mut self.ports);
+    }
+
+    fn place(&self, id: FlowId) -> String {
+        self.line(id).map_or("another line".into(), |line| format!("line {line}"))
+    }
+}
+
+fn note_outputs(actions: &[Action], ports: &mut BTreeSet<PortNo>) {
+    for action in actions {
+        match action {
+            Action::Output(port) => {
+                ports.insert(*port);
+            }
+            Action::Sample { actions, .. }
+            | Action::Clone(actions)
+            | Action::DecTtl { exception: actions } => {
+                note_outputs(actions, ports);
+            }
+            Action::CheckPktLen { greater, less_or_equal, .. } => {
+                note_outputs(greater, ports);
+                note_outputs(less_or_equal, ports);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// True if a newer Open vSwitch may well have printed it.
+fn is_unknown(kind: &ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::UnknownAttribute(_) | ErrorKind::UnknownAction(_) | ErrorKind::UnknownField { .. }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::Ports;
+    use flowlift_softpath::Config;
+
+    fn load_text(text: &str, strict: bool) -> Result<Loaded> {
+        let ports = Ports::parse(["p1=1"]).unwrap();
+        load(&"flows.txt", text.as_bytes(), ports.names(), strict, &mut Datapath::new(Config::default()))
+    }
+
+    fn error(text: &str) -> String {
+        format!("{:#}", load_text(text, false).unwrap_err())
+    }
+
+    const GOOD: &str =
+        "recirc_id(0),in_port(1),eth_type(0x0806), packets:0, bytes:0, used:never, actions:2\n";
+
+    #[test]
+    fn an_unknown_action_or_attribute_refuses_its_flow_alone() {
+        let dump = format!(
+            "in_port(1),eth_type(0x0800),ipv4(frag=no),actions:teleport(3)\n{GOOD}in_port(2),colour(7),actions:1\n"
+        );
+        let loaded = load_text(&dump, false).unwrap();
+        assert_eq!(loaded.flows.len(), 1);
+        assert_eq!(loaded.refused.iter().map(|f| f.line).collect::<Vec<_>>(), [1, 3]);
+        assert!(loaded.refused[0].reason.contains("teleport"), "{:?}", loaded.refused);
+        assert!(loaded.refused[1].reason.contains("colour"), "{:?}", loaded.refused);
+        let strict = format!("{:#}", load_text(&dump, true).unwrap_err());
+        assert!(strict.contains("line 1") && strict.contains("--strict"), "{strict}");
+    }
+
+    #[test]
+    fn what_is_wrong_refuses_the_dump_with_place_and_cause() {
+        for (line, want) in [
+            ("in_port(p7),eth_type(0x0806), actions:1", "--ports p7="),
+            ("in_port(1),in_port(2),eth_type(0x0806), actions:1", "in_port stands twice"),
+            ("in_port(1),eth_type(0x0806), actions:1 trailing", "line 2"),
+            ("in_port(1),eth_type(0x0800),ipv4(src=1.2.3.4/999.0.0.0), actions:1", "line 2"),
+        ] {
+            let error = error(&format!("{GOOD}{line}\n"));
+            assert!(error.starts_with("flows.txt") && error.contains("line 2"), "{line}: {error}");
+            assert!(error.contains(want), "{line}: {error}");
+        }
+        assert!(error("").contains("no flow in it"));
+        assert!(error("flow-dump from the main thread:\n").contains("no flow in it"));
+    }
+
+    #[test]
+    fn r22_of_overlapping_flows_the_later_is_refused_and_repeats_count_once() {
+        let dump = format!("{GOOD}{GOOD}in_port(1),eth(src=02:00:00:00:00:01),eth_type(0x0806), actions:3\n");
+        let loaded = load_text(&dump, false).unwrap();
+        assert_eq!((loaded.flows.len(), loaded.repeated), (1, 1));
+        assert_eq!(loaded.refused.len(), 1);
+        assert_eq!(loaded.refused[0].line, 3);
+        assert!(loaded.refused[0].reason.contains("overlaps the flow of line 1"), "{:?}", loaded.refused);
+        assert!(load_text(&dump, true).is_err());
+    }
+}

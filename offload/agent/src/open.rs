@@ -1,0 +1,92 @@
+//! Opening the simulated NIC through the real driver.
+
+use crate::cli::ProfileArg;
+use crate::engine::NicSetup;
+use anyhow::{Context, Result};
+use flowlift_bus::PciFunction;
+use flowlift_driver::fl1::{Fl1, Fl1Config, Platform};
+use flowlift_driver::inproc::{InProc, InProcConfig};
+use flowlift_driver::nic::Nic;
+use flowlift_flow::PortNo;
+use flowlift_offload::ports::PortMap;
+use flowlift_sim::MemoryWire;
+use flowlift_sim::{Clock, ManualClock};
+use flowlift_sim::{FaultPlan, Profile};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Frames that wait on a wire.
+const WIRE_FRAMES: usize = 4096;
+/// Device time of a step, in nanoseconds.
+pub(crate) const STEP_NS: u64 = 1_000;
+
+/// The profile by its name on the command line.
+pub fn profile(arg: ProfileArg) -> Profile {
+    match arg {
+        ProfileArg::Tiny => Profile::tiny(),
+        ProfileArg::Standard => Profile::standard(),
+        ProfileArg::Large => Profile::large(),
+    }
+}
+
+/// Parses `--faults`.
+///
+/// # Errors
+/// An unknown fault or a rate that is none, with the faults that there are.
+pub fn faults(spec: Option<&str>) -> Result<FaultPlan> {
+    spec.map_or(Ok(FaultPlan::default()), |spec| spec.parse().with_context(|| format!("--faults {spec}")))
+}
+
+/// Opens a simulated NIC whose ports are the first ones of `ports`, as many as it has; the rest stay the softpath's.
+///
+/// # Errors
+/// The driver cannot bring the device up.
+pub fn open(
+    profile: Profile,
+    seed: u64,
+    faults: FaultPlan,
+    ports: &[PortNo],
+    start_ns: u64,
+) -> Result<NicSetup> {
+    let clock = ManualClock::new(start_ns);
+    let config = flowlift_sim::Config { seed, faults, clock: Box::new(clock.clone()) };
+    let mut device = flowlift_sim::Fl1::new(profile, config);
+    let mut wires = BTreeMap::new();
+    for number in 1..=device.profile().ports() {
+        let wire = MemoryWire::new(WIRE_FRAMES);
+        device.plug(number, Box::new(wire.clone()));
+        wires.insert(flowlift_driver::nic::NicPort(number), wire);
+    }
+    let config = InProcConfig { name: "simulated FL1".into(), ..InProcConfig::default() };
+    let function = InProc::new(device, config)?;
+    let nic = open_driver(&function, &clock)?;
+    let mut map = PortMap::new();
+    for (port, caps) in ports.iter().zip(&nic.caps().ports) {
+        map.insert(*port, caps.port);
+    }
+    Ok(NicSetup { function, nic, clock, wires, ports: map })
+}
+
+/// The simulated NIC as the driver's surroundings: its clock, and steps while the driver waits for it.
+struct Simulation {
+    function: Arc<InProc<flowlift_sim::Fl1>>,
+    clock: ManualClock,
+}
+
+impl Platform for Simulation {
+    fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
+
+    fn relax(&self) {
+        self.clock.advance(STEP_NS);
+        self.function.model().step();
+    }
+}
+
+fn open_driver(function: &Arc<InProc<flowlift_sim::Fl1>>, clock: &ManualClock) -> Result<Fl1> {
+    let simulation = Simulation { function: Arc::clone(function), clock: clock.clone() };
+    let config = Fl1Config { platform: Arc::new(simulation), ..Fl1Config::default() };
+    let function: Arc<dyn PciFunction> = Arc::clone(function) as Arc<dyn PciFunction>;
+    Fl1::open(function, config).context("cannot bring the simulated NIC up")
+}
