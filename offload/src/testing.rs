@@ -240,6 +240,8 @@ pub(crate) struct FakeNic {
     /// Room in the ring.
     pub(crate) ring: usize,
     pub(crate) resets: u32,
+    /// Device clock, ns.
+    clock: u64,
     /// Every update that was taken.
     pub(crate) log: Vec<Update>,
     /// What `encode` spoils, to prove that a lying codec is found out.
@@ -261,6 +263,7 @@ impl FakeNic {
             reversed: false,
             ring: 1000,
             resets: 0,
+            clock: 0,
             log: Vec::new(),
             spoil: None,
             results: Vec::new(),
@@ -275,7 +278,8 @@ impl FakeNic {
         let c = self.page.entry(id).or_default();
         c.packets += 1;
         c.bytes += 100;
-        c.used_ns += 7;
+        self.clock += 7;
+        c.used_ns = self.clock;
         c.tcp_flags |= 2;
     }
 

@@ -39,6 +39,7 @@ impl Planner {
             return;
         }
         slot.pending &= !bit;
+        self.leftovers.remove(&entry);
         if result.status != UpdateStatus::Ok {
             self.stats.failed += 1;
         }

@@ -25,7 +25,7 @@ use crate::placement::{Busiest, Placement};
 use crate::ports::PortMap;
 use crate::recirc::{Hop, RecircGraph, hop, recirc_id};
 use flowlift_driver::nic::{
-    EntryId, Nic, NicCaps, NicError, NicEvent, NicState, TableId, Update, UpdateResult,
+    EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicState, TableId, Update, UpdateResult,
 };
 use flowlift_flow::Flow;
 use places::PlaceMap;
@@ -120,6 +120,9 @@ pub struct Planner {
     /// Who takes the place of a flow that is being evicted.
     promoted: BTreeMap<FlowId, FlowId>,
     removed: Vec<(FlowId, Counters)>,
+    /// What the last entry had counted in places that an unanswered insert may have begun to use: if the tables are lost
+    /// before the answer, counters that are still these are not the new entry's.
+    leftovers: BTreeMap<EntryId, EntryCounters>,
     placement: Box<dyn Placement>,
     round_due_ns: u64,
     wait_cursor: (TableId, FlowId),
@@ -153,6 +156,7 @@ impl Planner {
             waiting: BTreeSet::new(),
             promoted: BTreeMap::new(),
             removed: Vec::new(),
+            leftovers: BTreeMap::new(),
             placement: Box::new(Busiest::default()),
             round_due_ns: 0,
             wait_cursor: (TableId(0), FlowId(0)),

@@ -17,6 +17,7 @@ impl Planner {
         self.waiting.clear();
         self.ways.clear();
         self.verifying.clear();
+        let leftovers = std::mem::take(&mut self.leftovers);
         for n in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
             let id = FlowId(n);
             let entries: Vec<EntryId> = self.entries(id).collect();
@@ -25,7 +26,13 @@ impl Planner {
             let (table, pending) = (slot.table, if slot.op == Op::Insert { slot.pending } else { 0 });
             let unanswered = slot.places.as_slice().iter().enumerate().filter(|(n, _)| pending >> n & 1 != 0);
             let unanswered: Vec<EntryId> = unanswered.map(|(_, i)| EntryId { table, index: *i }).collect();
-            entries.iter().chain(&unanswered).for_each(|e| slot.base.add(&nic.counters(*e)));
+            entries.iter().for_each(|e| slot.base.add(&nic.counters(*e)));
+            for e in &unanswered {
+                let counters = nic.counters(*e);
+                if leftovers.get(e) != Some(&counters) {
+                    slot.base.add(&counters);
+                }
+            }
             (slot.op, slot.pending, slot.installed, slot.failed) = (Op::None, 0, 0, None);
             slot.generation = slot.generation.wrapping_add(1);
             (slot.places, slot.matched, slot.whole, slot.excluded) = (Places::None, 0, 0, 0);

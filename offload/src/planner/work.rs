@@ -6,7 +6,9 @@ use crate::lower::{Excluded, Plan, lower};
 use crate::placement::Candidate;
 use crate::raise::check;
 use crate::refusal::{Cause, Limit, RecircCause, Refusal, TableRef};
-use flowlift_driver::nic::{EntryId, Nic, NicError, TableId, Update, UpdateResult, UpdateStatus};
+use flowlift_driver::nic::{
+    EntryCounters, EntryId, Nic, NicError, TableId, Update, UpdateResult, UpdateStatus,
+};
 use flowlift_flow::Flow;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Bound;
@@ -87,7 +89,7 @@ impl Planner {
                 return self.change(id, plan, prints);
             }
             match self.take_places(id, &plan) {
-                Some(places) => return self.insert(id, plan, places, prints),
+                Some(places) => return self.insert(id, plan, places, prints, nic),
                 None => {
                     full = Some(Reason::TableFull(self.table_ref(plan.table)));
                     if !excluded.insert(&self.pipeline, plan.table) {
@@ -146,7 +148,14 @@ impl Planner {
         Some(Places::from(&taken[..]))
     }
 
-    fn insert(&mut self, id: FlowId, plan: Plan, places: Places, (matched, whole): (u64, u64)) {
+    fn insert(
+        &mut self,
+        id: FlowId,
+        plan: Plan,
+        places: Places,
+        (matched, whole): (u64, u64),
+        nic: &dyn Nic,
+    ) {
         self.set_waits(id, false);
         let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
         slot.op = Op::Insert;
@@ -161,6 +170,10 @@ impl Planner {
         for (part, entry) in plan.entries.into_iter().enumerate() {
             let Some(index) = slot.places.as_slice().get(part) else { break };
             let entry_id = EntryId { table: plan.table, index: *index };
+            let left = nic.counters(entry_id);
+            if left != EntryCounters::default() {
+                self.leftovers.insert(entry_id, left);
+            }
             self.outbox.push_back(Update::Insert {
                 cookie: cookie(id, generation, part),
                 id: entry_id,
