@@ -2,7 +2,7 @@
 
 use crate::attrs::{attr, attr_bytes, is_neighbour_discovery};
 use crate::key::{ETH_TYPE_NONE, VLAN_MAX, eth_type, ip_proto};
-use crate::{Action, AttrSet, Key, Mask};
+use crate::{Action, AttrSet, Key, Mask, VlanTag};
 use zerocopy::IntoBytes;
 
 /// Number of a datapath port (vport). 0 is the datapath's local port.
@@ -97,6 +97,11 @@ impl Match {
     /// Matches `key` exactly in the named attributes, and anything in the others (R15, U4).
     pub fn exact_in(key: &Key, attrs: AttrSet) -> Self {
         let mut mask = Mask(named_bytes(&attrs));
+        if key.eth_type.get() == ETH_TYPE_NONE && attrs.has(0, attr::ETHERNET) {
+            // A frame without an Ethernet type is one, although no attribute says so.
+            mask.0.eth_type = u16::MAX.into();
+            exclude_tags(&mut mask.0, key.vlan_count());
+        }
         // Fields that are narrower than their bytes, and those whose meaning depends on another.
         let m = &mut mask.0;
         m.tcp_flags = (m.tcp_flags.get() & 0xfff).into();
@@ -134,9 +139,12 @@ impl Match {
     pub fn validate(&self) -> Result<(), MatchError> {
         self.check_attributes()?;
         let mut named = named_bytes(&self.attrs);
+        // Exact without being named, as in Open vSwitch.
+        named.recirc_id = u32::MAX;
         if self.key.eth_type.get() == ETH_TYPE_NONE {
             // "No Ethernet type" stands in the mask only.
             named.eth_type = u16::MAX.into();
+            exclude_tags(&mut named, self.key.vlan_count());
         }
         let stray =
             self.mask.0.as_bytes().iter().zip(named.as_bytes()).position(|(m, named)| m & !named != 0);
@@ -240,12 +248,11 @@ impl Match {
                     exact_proto,
                     "ipv6() with proto 58, exact",
                 ),
-                attr::ND => (
+                attr::ND | attr::ND_EXTENSIONS => (
                     set.has(level, attr::ICMPV6) && is_neighbour_discovery(k),
                     m.tp_src.get() & 0xff == 0xff && m.tp_dst.get() & 0xff == 0xff,
                     "icmpv6() with type 135 or 136 and code 0, exact",
                 ),
-                attr::ND_EXTENSIONS => (set.has(level, attr::ND), true, "nd()"),
                 _ => continue,
             };
             // A header that is wildcarded whole may stand without an exact type, as it does in verbose dumps.
@@ -297,8 +304,18 @@ fn named_bytes(attrs: &AttrSet) -> Key {
                 }
             }
         }
+        if !tagged && attrs.has(level, attr::ETHERTYPE) {
+            exclude_tags(&mut bytes, level);
+        }
     }
     bytes
+}
+
+/// Makes `mask` match exactly "no tag" from `level` on. With a tag there, the Ethernet type of that level would be the
+/// tag's (R30), so a match on another type is one on the tag's absence, too.
+pub(crate) fn exclude_tags(mask: &mut Key, level: usize) {
+    let exact = VlanTag { tpid: u16::MAX.into(), tci: u16::MAX.into() };
+    mask.vlan.iter_mut().skip(level).for_each(|tag| *tag = exact);
 }
 
 /// A flow: handle, match and actions.

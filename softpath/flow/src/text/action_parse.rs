@@ -82,18 +82,18 @@ impl ActionParser<'_> {
             return Err(c.expected("an action"));
         }
         if word.as_bytes()[0].is_ascii_digit() {
+            let end = c.pos();
             c.set_pos(from);
             let number = c.u32();
-            if c.pos() == from + word.len() {
+            if c.pos() == end || self.names.number(word).is_none() {
                 return number.map(|n| Action::Output(PortNo(n)));
             }
-            c.set_pos(from + word.len());
+            c.set_pos(end);
         }
         if !c.eat(b'(') {
             return self.bare(c, from, word);
         }
-        let action = self.with_arguments(c, from, word)?;
-        Ok(action)
+        self.with_arguments(c, from, word)
     }
 
     /// A word without arguments: a port's name, which goes first as in OVS, or an action.
@@ -216,18 +216,20 @@ impl ActionParser<'_> {
 pub(super) fn port(c: &mut Cursor<'_>, names: &dyn PortNames) -> Result<PortNo> {
     let from = c.pos();
     let word = c.take_while(|b| !matches!(b, b',' | b')'));
-    if let Some(port) = names.number(word) {
-        return Ok(port);
-    }
     if word.as_bytes().first().is_some_and(u8::is_ascii_digit) {
+        let end = c.pos();
         c.set_pos(from);
-        return c.u32().map(PortNo);
+        let number = c.u32().map(PortNo);
+        if c.pos() == end || names.number(word).is_none() {
+            return number;
+        }
+        c.set_pos(end);
     }
-    let kind = match word {
-        "" => ErrorKind::Expected("a port number or name"),
-        _ => ErrorKind::UnknownPort(word.to_owned()),
-    };
-    Err(c.error_at(from, kind))
+    match (names.number(word), word) {
+        (Some(port), _) => Ok(port),
+        (None, "") => Err(c.expected("a port number or name")),
+        (None, _) => Err(c.error_at(from, ErrorKind::UnknownPort(word.to_owned()))),
+    }
 }
 
 fn push_vlan(c: &mut Cursor<'_>) -> Result<Action> {

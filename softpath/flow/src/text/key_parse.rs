@@ -4,7 +4,7 @@ use super::lexer::{Cursor, Result};
 use super::{ErrorKind, NoNames, PortNames, TextError, flags, nsh, tunnel};
 use crate::attrs::attr;
 use crate::key::{ETH_TYPE_NONE, Frag, MPLS_MAX, VLAN_CFI, VLAN_MAX, tun_flags};
-use crate::matching::MatchError;
+use crate::matching::{MatchError, exclude_tags};
 use crate::{AttrSet, Key, Match};
 
 /// The order in which a text names its attributes, per nesting level.
@@ -78,6 +78,10 @@ pub(super) fn parse_attrs(
     parser.level(c, 0)?;
     if parser.order.level(0).is_empty() {
         return Err(c.error(ErrorKind::Empty));
+    }
+    if !matching.attrs.has(0, attr::RECIRC_ID) {
+        // Exact without being named, as in Open vSwitch: nobody means "before and after recirculation".
+        matching.mask.0.recirc_id = u32::MAX;
     }
     matching.check_attributes().map_err(|e| {
         // The attribute is found again only now, so that good lines need not remember where each one stood.
@@ -159,9 +163,13 @@ impl KeyParser<'_> {
             self.m.key.eth_type = ETH_TYPE_NONE.into();
             self.m.mask.0.eth_type = mask.into();
             self.m.attrs.0[level] &= !(1 << attr::ETHERTYPE);
+            exclude_tags(&mut self.m.mask.0, level);
         } else {
             self.m.key.eth_type = value.into();
             self.m.mask.0.eth_type = mask.into();
+            if mask != 0 {
+                exclude_tags(&mut self.m.mask.0, level);
+            }
         }
     }
 
@@ -291,21 +299,29 @@ pub(super) fn masked_u128(c: &mut Cursor<'_>) -> Result<([u8; 16], [u8; 16])> {
 
 fn in_port(c: &mut Cursor<'_>, names: &dyn PortNames) -> Result<(u32, u32)> {
     let from = c.pos();
-    let word = c.take_while(|b| b != b')');
-    if word.is_empty() {
-        return Err(c.expected("a port number or name"));
+    let number = c.masked_u32();
+    if c.peek() == Some(b')') && c.pos() > from {
+        c.eat(b')');
+        return number;
     }
-    if !word.as_bytes()[0].is_ascii_digit() || names.number(word).is_some() {
-        return match names.number(word) {
-            Some(port) => {
-                c.expect(b')', "')' after the port")?;
-                Ok((port.0, u32::MAX))
-            }
-            None => Err(c.error_at(from, ErrorKind::UnknownPort(word.to_owned()))),
-        };
-    }
+    // Not a number all through, so a name, which may begin like one.
+    let stopped = c.pos();
     c.set_pos(from);
-    single(c, Cursor::masked_u32)
+    let word = c.take_while(|b| b != b')');
+    match names.number(word) {
+        Some(port) => {
+            c.expect(b')', "')' after the port")?;
+            Ok((port.0, u32::MAX))
+        }
+        None if word.is_empty() => Err(c.expected("a port number or name")),
+        None if !word.as_bytes()[0].is_ascii_digit() => {
+            Err(c.error_at(from, ErrorKind::UnknownPort(word.to_owned())))
+        }
+        None => {
+            number?;
+            Err(c.error_at(stopped, ErrorKind::Expected("')' after the port")))
+        }
+    }
 }
 
 /// OVS prints an attribute that it does not know as bytes in hexadecimal, separated by spaces.

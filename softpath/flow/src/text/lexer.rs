@@ -205,7 +205,7 @@ impl<'a> Cursor<'a> {
             if i > 0 {
                 self.expect(b':', "':' between the bytes of an Ethernet address")?;
             }
-            *byte = self.digits(16, "an Ethernet address", u8::MAX.into(), self.pos)? as u8;
+            *byte = self.digits(16, "a byte of an Ethernet address", u8::MAX.into(), self.pos)? as u8;
         }
         Ok(mac)
     }
@@ -226,7 +226,7 @@ impl<'a> Cursor<'a> {
             if i > 0 {
                 self.expect(b'.', "'.' between the bytes of an IPv4 address")?;
             }
-            ip = ip << 8 | self.digits(10, "an IPv4 address", u8::MAX.into(), self.pos)? as u32;
+            ip = ip << 8 | self.digits(10, "a byte of an IPv4 address", u8::MAX.into(), self.pos)? as u32;
         }
         Ok(ip)
     }
