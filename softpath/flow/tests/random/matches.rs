@@ -103,7 +103,11 @@ fn build(shape: &Shape, key: &[u8], mask: &[u8]) -> Match {
         }
     }
     let (k, w) = (&mut m.key, &mut m.mask.0);
-    w.recirc_id = if set.has(0, attr::RECIRC_ID) { u32::MAX } else { 0 };
+    // Exact also without being named, as are the tags that are not there.
+    w.recirc_id = u32::MAX;
+    for tag in w.vlan.iter_mut().skip(inner) {
+        (tag.tpid, tag.tci) = (u16::MAX.into(), u16::MAX.into());
+    }
     k.ct_state &= 0xff;
     w.ct_state &= if w.ct_state == u32::MAX { u32::MAX } else { 0xff };
     for level in 0..inner {
