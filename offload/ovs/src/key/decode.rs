@@ -225,7 +225,8 @@ fn tag<'a>(found: &Found<'a>, form: Form, key: &mut Key) -> Result<Option<Found<
 }
 
 /// Reads a mask for `key` and which attributes it named. A missing attribute is "don't care" (U4), with exceptions that
-/// only narrow (R16): a packet without a tag (or with fewer) never matches one with a tag, and RECIRC_ID is exact.
+/// only narrow (R16), as in Open vSwitch: a match on the Ethernet type excludes tags that the key does not have, and
+/// RECIRC_ID is exact.
 pub fn decode_mask(bytes: &[u8], key: &Key, form: Form) -> Result<(Mask, AttrSet), KeyError> {
     let mut mask = Mask::default();
     let mut named = AttrSet::default();
@@ -264,14 +265,21 @@ pub fn decode_mask(bytes: &[u8], key: &Key, form: Form) -> Result<(Mask, AttrSet
             return Ok((mask, named));
         }
     }
-    // No tag at this level means exactly none.
-    let no_tag = VlanTag { tpid: u16::MAX.into(), tci: u16::MAX.into() };
-    m.vlan.iter_mut().skip(found.level).for_each(|tag| *tag = no_tag);
+    // With a tag at this level, its type would be the tag's (R30): a match on another type is one on no tag, too.
+    if m.eth_type.get() != 0 {
+        exclude_tags(m, found.level);
+    }
     headers(&found, Some(key), m)?;
     let outer = if found.level == 0 { METADATA | 1 << attr::VLAN } else { 0 };
     found.only(headers_of(key) | outer | 1 << attr::ETHERTYPE)?;
     prerequisites(key, &found, m)?;
     Ok((mask, named))
+}
+
+/// Makes `mask` match exactly "no tag" from `level` on.
+fn exclude_tags(mask: &mut Key, level: usize) {
+    let exact = VlanTag { tpid: u16::MAX.into(), tci: u16::MAX.into() };
+    mask.vlan.iter_mut().skip(level).for_each(|tag| *tag = exact);
 }
 
 /// Reads a match: a key and an optional mask. Without one, every attribute of the key is exact (R15).
@@ -285,6 +293,7 @@ pub fn decode_match(key: &[u8], mask: Option<&[u8]>, form: Form) -> Result<Match
             let (mut mask, attrs) = decode_mask(&exact, &key, form)?;
             if key.eth_type.get() < ETH_TYPE_MIN && is_ethernet(&key) {
                 mask.0.eth_type = u16::MAX.into();
+                exclude_tags(&mut mask.0, key.vlan_count());
             }
             (mask, attrs)
         }
