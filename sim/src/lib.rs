@@ -42,4 +42,4 @@ pub use parser::{Parsed, Unparsed, parse};
 pub use profile::{FieldSpec, MAX_FRAME, MAX_SLOTS, MatchKind, Profile, TableKind, TableSpec};
 pub use step::StepReport;
 pub use violation::{Violation, ViolationCode};
-pub use wire::{MemoryWire, NoWire, Wire};
+pub use wire::{MemoryWire, NoWire, Parts, PortWire, Wire};

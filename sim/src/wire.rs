@@ -3,6 +3,7 @@
 //! A frame stays with its wire until the device has done all of its work (FL1.md, section 8), so a wire shows its head
 //! frame and drops it only when told. Whoever holds the other end takes back what a dead device left.
 
+use flowlift_port::{Frame, FrameSink, FrameSource, PortError};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -120,5 +121,106 @@ impl Wire for NoWire {
     fn send(&mut self, _: &[u8]) {}
     fn link_up(&self) -> bool {
         false
+    }
+}
+
+struct Ends<S, K> {
+    source: S,
+    sink: K,
+    /// The frame at the head: taken from the source, not done by the device.
+    head: Option<Vec<u8>>,
+    link: bool,
+    lost: u64,
+    error: Option<PortError>,
+}
+
+/// A wire made of a frame source and a frame sink: capture files, or any other port. Clones are the same wire: one goes
+/// to the device, the other stays with the harness.
+pub struct PortWire<S, K> {
+    ends: Arc<Mutex<Option<Ends<S, K>>>>,
+}
+
+impl<S, K> Clone for PortWire<S, K> {
+    fn clone(&self) -> Self {
+        Self { ends: Arc::clone(&self.ends) }
+    }
+}
+
+/// What is left of a [`PortWire`] that was taken apart.
+#[derive(Debug)]
+pub struct Parts<S, K> {
+    /// The source, after the frames that were taken.
+    pub source: S,
+    /// The sink, for instance to finish a file.
+    pub sink: K,
+    /// A frame that was taken from the source and that the device has not done.
+    pub undone: Option<Vec<u8>>,
+    /// Frames that the sink refused.
+    pub lost: u64,
+    /// The first error of source or sink.
+    pub error: Option<PortError>,
+}
+
+impl<S: FrameSource, K: FrameSink> PortWire<S, K> {
+    /// Joins a source and a sink; the link is up.
+    pub fn new(source: S, sink: K) -> Self {
+        let ends = Ends { source, sink, head: None, link: true, lost: 0, error: None };
+        Self { ends: Arc::new(Mutex::new(Some(ends))) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Ends<S, K>>> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plugs and unplugs the cable.
+    pub fn set_link(&self, up: bool) {
+        if let Some(e) = self.lock().as_mut() {
+            e.link = up;
+        }
+    }
+
+    /// Takes the wire apart: the device sees no link from now on. `None` if it was taken apart before.
+    pub fn take_apart(&self) -> Option<Parts<S, K>> {
+        let e = self.lock().take()?;
+        Some(Parts { source: e.source, sink: e.sink, undone: e.head, lost: e.lost, error: e.error })
+    }
+}
+
+impl<S: FrameSource + Send, K: FrameSink + Send> Wire for PortWire<S, K> {
+    fn front(&mut self, frame: &mut Vec<u8>) -> bool {
+        frame.clear();
+        let mut guard = self.lock();
+        let Some(e) = guard.as_mut() else { return false };
+        if e.head.is_none() {
+            match e.source.receive() {
+                Ok(f) => e.head = f.map(|f| f.data.to_vec()),
+                Err(error) => {
+                    e.error.get_or_insert(error);
+                }
+            }
+        }
+        match &e.head {
+            Some(f) => {
+                frame.extend_from_slice(f);
+                true
+            }
+            None => false,
+        }
+    }
+    fn pop(&mut self) {
+        if let Some(e) = self.lock().as_mut() {
+            e.head = None;
+        }
+    }
+    fn send(&mut self, frame: &[u8]) {
+        if let Some(e) = self.lock().as_mut()
+            && let Err(error) = e.sink.send(Frame::new(frame))
+        {
+            e.lost += 1;
+            e.error.get_or_insert(error);
+        }
+    }
+    fn link_up(&self) -> bool {
+        self.lock().as_ref().is_some_and(|e| e.link)
     }
 }
