@@ -172,3 +172,76 @@ fn one(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::PortMap;
+    use crate::testing::{caps, flow, ports};
+    use flowlift_driver::nic::{NicPort, PortCaps};
+    use flowlift_flow::PortNo;
+    use flowlift_flow::text::{DumpReader, NoNames};
+
+    #[test]
+    fn room_is_used_up_in_order_and_children_come_after_their_parents() {
+        let child = "recirc_id(0x1),in_port(1),eth(),eth_type(0x0800),ipv4(frag=no)";
+        let arp = |n| format!("recirc_id(0),in_port(1),eth(),eth_type(0x0806),arp(sip=10.0.0.{n},op=1)");
+        let flows = [
+            flow(child, "2"),
+            flow(&arp(1), "2"),
+            flow(&arp(2), "recirc(0x1)"),
+            flow(&arp(3), "2"),
+            flow(&arp(4), "9"),
+        ];
+        let flows: Vec<&Flow> = flows.iter().collect();
+        let e = explain(&Pipeline::new(&caps(4, 2), &ports()), &flows, None);
+        assert!(matches!(e.verdicts[0], Verdict::Hardware { stage: Stage(1), .. }));
+        assert!(matches!(e.verdicts[2], Verdict::Hardware { table: TableId(1), entries: 1, .. }));
+        assert_eq!(e.verdicts[3], Verdict::NoRoom { table: TableId(1) });
+        assert!(matches!(e.verdicts[4], Verdict::Refused(_)));
+        assert_eq!((e.hardware(), e.expressible()), (3, 4));
+        assert_eq!((e.tables[1].entries, e.tables[1].max_entries, e.tables[1].max_masks), (2, 2, None));
+        assert!((e.percent() - 60.0).abs() < 1e-9);
+
+        let without_parent = explain(&Pipeline::new(&caps(4, 2), &ports()), &flows[..2], None);
+        assert!(matches!(without_parent.verdicts[0], Verdict::Refused(_)));
+        assert!((explain(&Pipeline::new(&caps(4, 2), &ports()), &[], None).percent() - 100.0).abs() < 1e-9);
+    }
+
+    /// Real flows of a real switch: the ones that stay in software do so for reasons that a person can check.
+    #[test]
+    fn the_bundled_dump_is_explained() {
+        let mut reader = DumpReader::new(&NoNames);
+        let dump = include_str!("../../fixtures/flows/bundled.txt");
+        let flows: Vec<Flow> =
+            dump.lines().filter_map(|l| reader.line(l).unwrap().map(|d| d.flow.clone())).collect();
+        assert!(flows.len() > 50, "{} flows", flows.len());
+        let mut c = caps(4096, 1024);
+        c.ports = (1..=6)
+            .map(|n| PortCaps { port: NicPort(n), virtual_function: n > 2, max_frame: 9000 })
+            .collect();
+        // br0 is port 1, p1 to p6 are ports 2 to 7.
+        let ports: PortMap = (1..=6).map(|n| (PortNo(n + 1), NicPort(n as u16))).collect();
+        let flows: Vec<&Flow> = flows.iter().collect();
+        let e = explain(&Pipeline::new(&c, &ports), &flows, None);
+        let mut reasons = BTreeMap::new();
+        for v in &e.verdicts {
+            if let Verdict::Refused(r) = v {
+                *reasons.entry(r.to_string()).or_insert(0) += 1;
+            }
+        }
+        let known = [
+            "asks for type 0x05ff, which",
+            "asks for type 0x8847, which",
+            "ip.frag is not seen",
+            "is for software only",
+            "port 1, which is not on the NIC",
+            "icmpv6",
+            "is reached by no flow in hardware",
+        ];
+        for (reason, n) in &reasons {
+            assert!(known.iter().any(|k| reason.contains(k)), "{n} flows: {reason}");
+        }
+        assert!(e.percent() > 50.0, "{} of {}: {reasons:#?}", e.hardware(), flows.len());
+    }
+}

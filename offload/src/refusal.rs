@@ -82,6 +82,8 @@ pub enum FieldCause {
     NeverFromNic,
     /// The NIC's parser does not look there; packets that have it go to the slow queue.
     NotParsed,
+    /// The NIC's parser does not take packets of this Ethernet type; they go to the slow queue.
+    TypeNotParsed(u16),
     /// It means something only together with another field, which the flow does not match exactly.
     Needs(&'static str),
     /// No packet at all has this value.
@@ -191,6 +193,9 @@ impl Refusal {
                     "nothing needs to: such packets do not come from the NIC".into()
                 }
                 FieldCause::NotParsed => format!("a NIC whose parser sees {name} would lift it"),
+                FieldCause::TypeNotParsed(ty) => {
+                    format!("a NIC whose parser takes type {ty:#06x} would lift it")
+                }
                 FieldCause::Needs(other) => format!("an exact match of {other} would lift it"),
                 FieldCause::PartlyMasked => {
                     format!("matching all of {name}, or nothing of it, would lift it")
@@ -233,6 +238,18 @@ impl Refusal {
         }
     }
 
+    /// A refusal by a table; the table is left out where any table would say the same.
+    pub(crate) fn by(cause: Cause, table: TableRef) -> Self {
+        let same_everywhere = match cause {
+            Cause::Action { why, .. } => !matches!(
+                why,
+                ActionCause::NotInTable | ActionCause::NotSettable(_) | ActionCause::NoLaterStage
+            ),
+            _ => false,
+        };
+        Self { cause, table: (!same_everywhere).then_some(table) }
+    }
+
     /// How far lowering came before it was refused: of several tables' refusals the one with the most is shown.
     pub(crate) fn progress(&self) -> u8 {
         match self.cause {
@@ -270,6 +287,9 @@ impl fmt::Display for Cause {
                     FieldCause::MaskNotTaken(_) => write!(f, "takes prefixes only"),
                     FieldCause::NeverFromNic => write!(f, "asks for a value that no packet from the NIC has"),
                     FieldCause::NotParsed => write!(f, "is not seen by the NIC's parser"),
+                    FieldCause::TypeNotParsed(ty) => {
+                        write!(f, "asks for type {ty:#06x}, which the NIC's parser does not take")
+                    }
                     FieldCause::Needs(other) => write!(f, "is matched without an exact {other}"),
                     FieldCause::Impossible => write!(f, "asks for a value that no packet has"),
                     FieldCause::PartlyMasked => write!(f, "is partly masked"),

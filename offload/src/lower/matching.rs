@@ -150,7 +150,7 @@ fn ethernet_type(m: &Match, b: &mut Builder) -> Result<L3, Cause> {
         | eth_type::MPLS
         | eth_type::MPLS_MCAST
         | eth_type::NSH
-        | eth_type::RARP => return refuse("eth_type", FieldCause::NotParsed),
+        | eth_type::RARP => return refuse("eth_type", FieldCause::TypeNotParsed(value)),
         0..0x0600 => return refuse("eth_type", FieldCause::Impossible),
         eth_type::IPV4 => L3::Ipv4,
         eth_type::IPV6 => L3::Ipv6,

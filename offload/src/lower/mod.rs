@@ -89,7 +89,7 @@ pub fn lower(
         match on_table(pipeline, recirc, flow, &wants, &ports, table) {
             Ok(plan) => return Ok(plan),
             Err(cause) => {
-                let refusal = Refusal { cause, table: Some(table.into()) };
+                let refusal = Refusal::by(cause, table.into());
                 // The later of equals: a TCAM says more than a hash table.
                 if best.is_none_or(|b| b.progress() <= refusal.progress()) {
                     best = Some(refusal);
