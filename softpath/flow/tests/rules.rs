@@ -134,16 +134,25 @@ fn r38_order_does_not_matter() {
 }
 
 #[test]
-fn r30_a_type_that_is_no_tags_matches_untagged_packets_only() {
-    let mut tagged = matching(TCP).key;
-    assert!(matching(TCP).matches(&tagged));
-    (tagged.vlan[0].tpid, tagged.vlan[0].tci) = (0x8100.into(), (VLAN_CFI | 10).into());
-    assert!(!matching(TCP).matches(&tagged), "with a tag, the outer type is the TPID");
-    let one_tag =
-        matching("eth_type(0x8100),vlan(vid=10,pcp=0),encap(eth_type(0x0800),ipv4(proto=6,frag=no))");
-    assert!(one_tag.matches(&tagged));
-    (tagged.vlan[1].tpid, tagged.vlan[1].tci) = (0x8100.into(), (VLAN_CFI | 11).into());
-    assert!(!one_tag.matches(&tagged));
+fn r30_a_type_that_is_not_a_tags_excludes_tags() {
+    let untagged = matching("in_port(1),eth_type(0x0800),ipv4(frag=no)");
+    let tagged =
+        matching("in_port(1),eth_type(0x8100),vlan(vid=5,pcp=0),encap(eth_type(0x0800),ipv4(frag=no))");
+    assert!(untagged.matches(&untagged.key) && tagged.matches(&tagged.key));
+    assert!(!untagged.matches(&tagged.key), "an untagged match took a tagged packet");
+    let mut twice = tagged.key.clone();
+    (twice.vlan[1].tpid, twice.vlan[1].tci) = (0x8100.into(), 0x1006.into());
+    assert!(!tagged.matches(&twice), "a match with one tag took a packet with two");
+    assert!(
+        matching("in_port(1)").matches(&Key { in_port: 1, ..tagged.key.clone() }),
+        "nothing said of the type"
+    );
+}
+
+#[test]
+fn a_match_without_recirculation_takes_no_recirculated_packet() {
+    let m = matching("in_port(1),eth_type(0x0800)");
+    assert!(m.matches(&m.key) && !m.matches(&Key { recirc_id: 1, ..m.key.clone() }));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use flowlift_flow::text::{
     ActionsText, DumpReader, MatchText, NoNames, PrintOptions, parse_actions, parse_dump_line, parse_key,
     parse_match, parse_ufid,
 };
-use flowlift_flow::{AttrSet, Key, Match, Ufid};
+use flowlift_flow::{AttrSet, Match, Ufid};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use std::path::Path;
@@ -234,26 +234,4 @@ fn the_set_of_a_key_is_the_set_of_its_exact_match() {
         assert_eq!(exact.attrs, AttrSet::of(&m.key));
         assert_eq!(exact.validate(), Ok(()), "{:?}", exact.key);
     }
-}
-
-#[test]
-fn r30_a_type_that_is_not_a_tags_excludes_tags() {
-    let parse = |text: &str| parse_match(text, &NoNames).expect("a match").0;
-    let untagged = parse("in_port(1),eth_type(0x0800),ipv4(frag=no)");
-    let tagged = parse("in_port(1),eth_type(0x8100),vlan(vid=5,pcp=0),encap(eth_type(0x0800),ipv4(frag=no))");
-    assert!(untagged.matches(&untagged.key) && tagged.matches(&tagged.key));
-    assert!(!untagged.matches(&tagged.key), "an untagged match took a tagged packet");
-    let mut twice = tagged.key.clone();
-    (twice.vlan[1].tpid, twice.vlan[1].tci) = (0x8100.into(), 0x1006.into());
-    assert!(!tagged.matches(&twice), "a match with one tag took a packet with two");
-    assert!(
-        parse("in_port(1)").matches(&Key { in_port: 1, ..tagged.key.clone() }),
-        "nothing said of the type"
-    );
-}
-
-#[test]
-fn a_match_without_recirculation_takes_no_recirculated_packet() {
-    let (m, _) = parse_match("in_port(1),eth_type(0x0800)", &NoNames).expect("a match");
-    assert!(m.matches(&m.key) && !m.matches(&Key { recirc_id: 1, ..m.key.clone() }));
 }

@@ -119,7 +119,7 @@ fn build(shape: &Shape, key: &[u8], mask: &[u8]) -> Match {
     if set.has(inner, attr::IPV4) || set.has(inner, attr::IPV6) {
         (k.ip_proto, w.ip_proto) = (shape.proto, u8::MAX);
         w.ip_frag = if w.ip_frag & 1 == 1 { u8::MAX } else { 0 };
-        k.ip_frag = k.ip_frag % 3 & w.ip_frag;
+        k.ip_frag = (k.ip_frag % 3) & w.ip_frag;
     }
     k.ipv6_label = (k.ipv6_label.get() & 0xf_ffff).into();
     w.ipv6_label = (w.ipv6_label.get() & 0xf_ffff).into();
