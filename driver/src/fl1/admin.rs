@@ -28,6 +28,8 @@ pub(crate) enum Task {
     Read { id: EntryId, buffer: u8, sequence: u32, attempts: u8 },
     /// COUNTERS of `count` entries from `first` on.
     Counters { table: TableId, first: u32, count: u32, sequence: u32, attempts: u8 },
+    /// METER_SET.
+    Meter,
     /// A command that bring-up waits for.
     Setup,
 }
@@ -58,6 +60,16 @@ pub(crate) enum Answer {
     Duplicate,
     /// For no command.
     Unknown,
+}
+
+/// What became of a command that was to be sent again.
+pub(crate) enum Resent {
+    /// It is in the ring.
+    Yes,
+    /// There is no room now. It stays open, and is tried again when it counts as lost.
+    NoRoom,
+    /// It was sent too often already, and is closed.
+    TooOften(Pending),
 }
 
 /// Submission ring, completion ring, and the commands between them.
@@ -190,6 +202,27 @@ impl Admin {
         head.wrapping_sub(self.oldest_slot()) <= self.rung.wrapping_sub(self.oldest_slot())
     }
 
+    /// Sends an open command again under a new cookie.
+    pub(crate) fn resend(&mut self, arena: &Arena, cookie: u64) -> Result<Resent, NicError> {
+        let p = self.pending[self.place(cookie)];
+        if p.attempts + 1 >= ATTEMPTS {
+            self.close(cookie);
+            return Ok(Resent::TooOften(p));
+        }
+        // The oldest one makes its own room.
+        if cookie != self.base && u32::from(p.slots) > self.room() {
+            return Ok(Resent::NoRoom);
+        }
+        let mut bytes = [0; COMMAND_MAX];
+        let command = &mut bytes[..usize::from(p.slots) * SLOT];
+        let first = (p.slot & (self.slots - 1)) as usize * SLOT;
+        let (head, wrapped) = command.split_at_mut(command.len().min(self.slots as usize * SLOT - first));
+        arena.mem().read_bytes(self.sq + first, head)?;
+        arena.mem().read_bytes(self.sq, wrapped)?;
+        self.close(cookie);
+        Ok(if self.push(arena, command, p.task, p.cookie, p.attempts + 1)? { Resent::Yes } else { Resent::TooOften(p) })
+    }
+
     /// Sends again what the device fetched so long ago that its completion is lost. `head` is the device's consumer
     /// index, `beat` its heartbeat. Returns how many were sent again, and the first command that was sent too often.
     pub(crate) fn resend_lost(
@@ -201,38 +234,20 @@ impl Admin {
         let oldest = self.oldest_slot();
         let fetched = head.wrapping_sub(oldest);
         let mut resent = 0;
-        let mut bytes = [0; COMMAND_MAX];
         for seq in self.base..self.next {
             let at = self.place(seq);
             let p = self.pending[at];
             if p.slot.wrapping_sub(oldest) >= fetched {
                 break;
             }
-            if !p.open {
-                continue;
-            }
             match p.fetched {
+                _ if !p.open => {}
                 None => self.pending[at].fetched = Some(beat),
-                Some(since) if beat.wrapping_sub(since) > LOST_AFTER => {
-                    if p.attempts + 1 >= ATTEMPTS {
-                        self.close(seq);
-                        return Ok((resent, Some(p)));
-                    }
-                    let command = &mut bytes[..usize::from(p.slots) * SLOT];
-                    let first = (p.slot & (self.slots - 1)) as usize * SLOT;
-                    let (a, b) = command.split_at_mut(command.len().min(self.slots as usize * SLOT - first));
-                    arena.mem().read_bytes(self.sq + first, a)?;
-                    arena.mem().read_bytes(self.sq, b)?;
-                    // The oldest one makes its own room; another waits for room until the next look.
-                    if seq != self.base && u32::from(p.slots) > self.room() {
-                        continue;
-                    }
-                    self.close(seq);
-                    if !self.push(arena, command, p.task, p.cookie, p.attempts + 1)? {
-                        return Ok((resent, Some(p)));
-                    }
-                    resent += 1;
-                }
+                Some(since) if beat.wrapping_sub(since) > LOST_AFTER => match self.resend(arena, seq)? {
+                    Resent::Yes => resent += 1,
+                    Resent::NoRoom => {}
+                    Resent::TooOften(p) => return Ok((resent, Some(p))),
+                },
                 Some(_) => {}
             }
         }

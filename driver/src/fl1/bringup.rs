@@ -5,7 +5,7 @@ use super::caps::{self, Identity};
 use super::readback::ReadBack;
 use super::regs::{self, Reg, Regs, Rw};
 use super::slow::{RxQueue, TxQueue};
-use super::wire::{CommandHeader, Completion, buffer_command, op, status};
+use super::wire::{COMMAND_MAX, CommandHeader, Completion, buffer_command, op, status};
 use super::{Fl1, Fl1Config, Fl1Stats, Health, Memory, Table};
 use crate::dma::{Arena, FilledRing, IovaAllocator, Layout};
 use crate::nic::{NicCaps, NicError, NicEvent, NicPort, NicState};
@@ -14,7 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use super::wire::COMMAND_MAX;
+use zerocopy::FromZeros;
 
 /// Length of a counter page record in bytes.
 pub(crate) const PAGE_RECORD: usize = 32;
@@ -253,7 +253,7 @@ impl Fl1 {
         let mut blob = vec![0; len as usize];
         let mut why = String::new();
         for _ in 0..READS {
-            let header = CommandHeader { opcode: op::CAPS, ..CommandHeader::zeroed() };
+            let header = CommandHeader { opcode: op::CAPS, ..CommandHeader::new_zeroed() };
             let c = self.setup("CAPS", buffer_command(header, iova, len))?;
             if c.result.get() != len {
                 return Err(self.lies(format!("{} bytes of capabilities, not {len}", c.result)));
@@ -293,7 +293,7 @@ impl Fl1 {
             let header = CommandHeader {
                 opcode: op::COUNTER_PAGE,
                 table: t.info.caps.id.0.into(),
-                ..CommandHeader::zeroed()
+                ..CommandHeader::new_zeroed()
             };
             let len = t.info.caps.max_entries as usize * PAGE_RECORD;
             let command = buffer_command(header, pages.iova(t.page), len as u32);

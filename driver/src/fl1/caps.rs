@@ -2,7 +2,7 @@
 //! where it is possible, and nothing is assumed that it does not say.
 
 use super::regs::{MAX_PORTS, MAX_SLOWQ};
-use super::wire::{CapsHeader, FieldRecord, TableRecord, action, crc_without};
+use super::wire::{self, CapsHeader, FieldRecord, TableRecord, action, crc_without};
 use crate::nic::{
     ActionKind, ActionSet, Field, FieldCaps, KEY_MAX, MatchKind, Miss, NicCaps, NicPort, PortCaps, Stage, TableCaps,
     TableId, TableKind,
@@ -147,7 +147,7 @@ impl Parsed {
 
 /// Parses and checks a blob; the error says what is impossible.
 pub(crate) fn parse(blob: &[u8], id: &Identity) -> Result<Parsed, String> {
-    let h = CapsHeader::parse(blob).ok_or("the capability blob is cut off")?;
+    let h = wire::parse::<CapsHeader>(blob).ok_or("the capability blob is cut off")?;
     if h.magic.get() != MAGIC || h.len.get() as usize != blob.len() {
         return Err(format!("capability blob of magic {:#x}, {} of {} bytes", h.magic, h.len, blob.len()));
     }
@@ -165,7 +165,7 @@ pub(crate) fn parse(blob: &[u8], id: &Identity) -> Result<Parsed, String> {
     let mut rest = blob.get(size_of::<CapsHeader>()..).unwrap_or_default();
     let mut entries = 0;
     for _ in 0..id.tables {
-        let r = TableRecord::parse(rest).ok_or("a table record is cut off")?;
+        let r = wire::parse::<TableRecord>(rest).ok_or("a table record is cut off")?;
         let len = size_of::<TableRecord>() + size_of::<FieldRecord>() * usize::from(r.fields.get());
         let fields = rest.get(size_of::<TableRecord>()..len).ok_or("field records are cut off")?;
         if r.len.get() as usize != len {
@@ -233,7 +233,7 @@ fn table(r: &TableRecord, records: &[u8], stages: u32) -> Result<TableInfo, Stri
     let mut taken = [false; KEY_MAX];
     let mut supported = vec![0; key_len];
     for record in records.chunks_exact(size_of::<FieldRecord>()) {
-        let Some(f) = FieldRecord::parse(record) else { return lie("a field is cut off".into()) };
+        let Some(f) = wire::parse::<FieldRecord>(record) else { return lie("a field is cut off".into()) };
         let (bit, width) = (usize::from(f.bit_offset.get()), usize::from(f.bit_width.get()));
         let (at, n) = (bit / 8, width / 8);
         if bit % 8 != 0 || width % 8 != 0 || !(1..=16).contains(&n) || at + n > key_len {
@@ -381,7 +381,8 @@ pub(crate) mod tests {
             (56, 1, "goes to stages"),
             (96 + 2, 0, "match kind 0"),
             (96 + 4, 4, "at bit 4"),
-            (96 + 6, 24, "overlaps"),
+            (96 + 6, 24, "of 24 bits"),
+            (96 + 32 + 4, 8, "overlaps"),
             (96 + 7, 4, "bits"),
         ] {
             let mut blob = golden("caps_tiny");

@@ -5,10 +5,10 @@
 //! worth something only so.
 
 use super::caps::{Identity, TableInfo, field_code, field_of};
-use super::wire::{COMMAND_MAX, CommandHeader, PAYLOAD, SLOT, UNIT, action, op};
+use super::wire::{COMMAND_MAX, CommandHeader, PAYLOAD, SLOT, UNIT, action, op, parse};
 use crate::nic::{ActionKind, Entry, Field, FieldValue, NicAction, NicPort, Stage, TableKind};
 use smallvec::SmallVec;
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 /// Shortest frame that truncation leaves, in bytes.
 const TRUNC_MIN: u32 = 14;
@@ -215,7 +215,7 @@ pub(crate) fn encode_insert(
         generation: generation.into(),
         key_len: table.caps.key_len.into(),
         units: units as u8,
-        ..CommandHeader::zeroed()
+        ..CommandHeader::new_zeroed()
     };
     out[..PAYLOAD].copy_from_slice(header.as_bytes());
     out[PAYLOAD..PAYLOAD + n].copy_from_slice(&entry.key);
@@ -241,7 +241,7 @@ pub(crate) fn encode_replace(
         entry: index.into(),
         generation: generation.into(),
         units: units as u8,
-        ..CommandHeader::zeroed()
+        ..CommandHeader::new_zeroed()
     };
     out[..PAYLOAD].copy_from_slice(header.as_bytes());
     out[PAYLOAD + units * UNIT..len].fill(0);
@@ -258,7 +258,7 @@ pub(crate) struct Raw<'a> {
 
 /// The entry that an INSERT command means.
 pub(crate) fn decode_insert(table: &TableInfo, bytes: &[u8]) -> Result<Entry, String> {
-    let h = CommandHeader::parse(bytes).ok_or("a command is cut off")?;
+    let h = parse::<CommandHeader>(bytes).ok_or("a command is cut off")?;
     if h.opcode != op::INSERT || h.table.get() != table.caps.id.0 || bytes.len() != usize::from(h.slots) * SLOT {
         return Err(format!("{} bytes are no insert into table {}", bytes.len(), table.caps.id.0));
     }

@@ -115,7 +115,7 @@ pub struct Fl1Stats {
     pub updates: u64,
     /// Completions taken.
     pub completions: u64,
-    /// Commands sent again because their completion was lost.
+    /// Commands sent again because their completion was lost, or their DMA blocked.
     pub resent: u64,
     /// Completions for commands that were answered before.
     pub duplicates: u64,
@@ -263,6 +263,27 @@ impl Fl1 {
         })
     }
 
+    /// Sets a meter: `rate` packets per second and a burst of `burst` packets if `packets`, else kilobits. A rate and
+    /// burst of 0 remove it. The answer is an [`UpdateResult`] with this cookie. `Ok(false)`: no room now.
+    pub fn set_meter(
+        &mut self,
+        cookie: u64,
+        meter: u32,
+        rate: u64,
+        burst: u64,
+        packets: bool,
+    ) -> Result<bool, NicError> {
+        self.usable()?;
+        if meter >= self.id.meters || (rate == 0) != (burst == 0) {
+            return Err(NicError::Invalid(format!("meter {meter} of {}, rate {rate}, burst {burst}", self.id.meters)));
+        }
+        if self.admin.open() == 0 {
+            self.health.progress_at = self.config.platform.now_ns();
+        }
+        let mut command = wire::meter_command(meter, rate, burst, packets);
+        self.admin.push(&self.memory.to_device, &mut command, Task::Meter, cookie, 0)
+    }
+
     /// Readable once the device has something for `poll` or `rx`; the caller reads it to clear it.
     pub fn interrupt(&self) -> BorrowedFd<'_> {
         self.interrupt.as_fd()
@@ -343,6 +364,9 @@ impl Fl1 {
                 if let Some(t) = table {
                     t.set_busy(id.index, false);
                 }
+                results.push(UpdateResult { cookie: p.cookie, status: UpdateStatus::Aborted, counters: None });
+            }
+            Task::Meter => {
                 results.push(UpdateResult { cookie: p.cookie, status: UpdateStatus::Aborted, counters: None });
             }
             Task::Read { .. } | Task::Counters { .. } | Task::Setup => {}

@@ -7,12 +7,13 @@ use super::admin::{Pending, Task};
 use super::codec::{self, Raw};
 use super::wire::{
     CRC32C, CommandHeader, Completion, CounterRecord, EntryRecord, RECORD_VALID, buffer_command, crc_without, op,
-    status,
+    parse, status,
 };
 use super::{Fl1, Table};
 use crate::dma::{Layout, Offset};
 use crate::nic::{Entry, EntryCounters, EntryId, NicError, NicEvent, TableId};
 use std::collections::VecDeque;
+use zerocopy::FromZeros;
 
 /// Entries read back at a time, and room for one: the longest key, mask and action list.
 const BUFFERS: u8 = 16;
@@ -128,7 +129,7 @@ impl Fl1 {
             table: id.table.0.into(),
             entry: id.index.into(),
             generation: sequence.into(),
-            ..CommandHeader::zeroed()
+            ..CommandHeader::new_zeroed()
         };
         let at = self.read_back.buffers + usize::from(buffer) * BUFFER;
         let command = buffer_command(header, self.memory.from_device.iova(at), BUFFER as u32);
@@ -143,7 +144,7 @@ impl Fl1 {
             entry: first.into(),
             generation: sequence.into(),
             count: count.into(),
-            ..CommandHeader::zeroed()
+            ..CommandHeader::new_zeroed()
         };
         let iova = self.memory.from_device.iova(self.read_back.snapshot);
         let command = buffer_command(header, iova, count * size_of::<CounterRecord>() as u32);
@@ -228,7 +229,7 @@ impl Fl1 {
         let mut bytes = [0; BUFFER];
         let at = self.read_back.buffers + usize::from(buffer) * BUFFER;
         self.memory.from_device.mem().read_bytes(at, &mut bytes).map_err(|_| Bad::Flipped)?;
-        let r = EntryRecord::parse(&bytes).ok_or(Bad::Flipped)?;
+        let r = parse::<EntryRecord>(&bytes).ok_or(Bad::Flipped)?;
         if r.sequence.get() != sequence {
             return Err(Bad::Stale);
         }
@@ -261,7 +262,7 @@ impl Fl1 {
         let mut bytes = [0; size_of::<CounterRecord>()];
         let at = self.read_back.snapshot + place as usize * bytes.len();
         self.memory.from_device.mem().read_bytes(at, &mut bytes)?;
-        let Some(r) = CounterRecord::parse(&bytes) else { return Ok(Err(Bad::Flipped)) };
+        let Some(r) = parse::<CounterRecord>(&bytes) else { return Ok(Err(Bad::Flipped)) };
         if r.sequence.get() != sequence {
             return Ok(Err(Bad::Stale));
         }

@@ -5,7 +5,7 @@
 
 use super::caps::Identity;
 use super::regs::{DB_RX_TAIL, DB_TX_TAIL, Regs};
-use super::wire::{RX_MORE, RxBuffer, RxCompletion, TX_PIPELINE, TxDescriptor};
+use super::wire::{RX_MORE, RxBuffer, RxCompletion, TX_PIPELINE, TxDescriptor, parse};
 use crate::dma::{Arena, FilledRing, Layout, Offset};
 use crate::nic::{NicError, NicPort, SlowRx, SlowTx, Stage};
 use std::collections::VecDeque;
@@ -78,7 +78,7 @@ impl RxQueue {
         for n in 0..self.completions.elements {
             let mut bytes = [0; size_of::<RxCompletion>()];
             let there = self.completions.peek(from_device, n, &mut bytes).map_err(|e| e.to_string())?;
-            let Some(c) = there.then(|| RxCompletion::parse(&bytes)).flatten() else { return Ok(None) };
+            let Some(c) = there.then(|| parse::<RxCompletion>(&bytes)).flatten() else { return Ok(None) };
             let lie = |what: &str| Err(format!("receive completion with {what}: {c:?}"));
             let expected = self.completions.head.wrapping_add(n) & (self.completions.elements - 1);
             let len = c.len.get() as usize;

@@ -1,8 +1,8 @@
 //! One turn of the driver: completions, events, records read back, and the device's health.
 
-use super::admin::{Answer, Pending, Task};
+use super::admin::{Answer, Pending, Resent, Task};
 use super::regs::{self, DB_ACQ_HEAD, DB_EVQ_HEAD};
-use super::wire::{Completion, Event, SLOT, event, status};
+use super::wire::{Completion, Event, SLOT, event, parse, status};
 use super::{Fl1, Table};
 use crate::nic::{
     EntryCounters, EntryId, NicError, NicEvent, NicPort, TableId, UpdateResult, UpdateStatus,
@@ -45,7 +45,7 @@ impl Fl1 {
         while taken < self.admin.cq.elements && self.admin.cq.peek(&self.memory.from_device, 0, &mut bytes)? {
             self.admin.cq.head = self.admin.cq.head.wrapping_add(1);
             taken += 1;
-            if let Some(c) = Completion::parse(&bytes) {
+            if let Some(c) = parse::<Completion>(&bytes) {
                 self.complete(&c)?;
             }
         }
@@ -75,6 +75,12 @@ impl Fl1 {
                 self.admin.close(cookie);
                 self.complete_read(&p, c)
             }
+            Task::Meter => {
+                self.admin.close(cookie);
+                let status = if c.status.get() == status::OK { UpdateStatus::Ok } else { refusal(c.status.get()) };
+                self.results.push(UpdateResult { cookie: p.cookie, status, counters: None });
+                Ok(())
+            }
             Task::Setup => {
                 self.admin.close(cookie);
                 self.setup_answer = Some(*c);
@@ -86,6 +92,16 @@ impl Fl1 {
     /// Turns a completion into the update's result, unless it is one that the command cannot have: then the command
     /// stays open, and is sent again as if this had been lost.
     fn complete_update(&mut self, p: &Pending, id: EntryId, c: &Completion) -> Result<(), NicError> {
+        if c.status.get() == status::DMA_FAULT {
+            // The counter page could not be written, and nothing else happened.
+            return match self.admin.resend(&self.memory.to_device, c.cookie.get())? {
+                Resent::TooOften(p) => self.give_up(&p),
+                Resent::Yes | Resent::NoRoom => {
+                    self.stats.resent += 1;
+                    self.admin.ring(&self.regs)
+                }
+            };
+        }
         let known = self.table(id.table).map_or(0, |t| t.generation(id.index));
         let (code, generation) = (c.status.get(), c.generation.get());
         let ok = code == status::OK;
@@ -134,7 +150,7 @@ impl Fl1 {
         while taken < self.event_ring.elements && self.event_ring.peek(&self.memory.from_device, 0, &mut bytes)? {
             self.event_ring.head = self.event_ring.head.wrapping_add(1);
             taken += 1;
-            if let Some(e) = Event::parse(&bytes) {
+            if let Some(e) = parse::<Event>(&bytes) {
                 self.take_event(&e)?;
             }
         }
@@ -215,19 +231,28 @@ impl Fl1 {
             self.admin.ring(&self.regs)?;
         }
         if let Some(p) = hopeless {
-            if let Task::Insert(id, _) | Task::Replace(id, _) | Task::Delete(id) = p.task {
-                if let Some(t) = self.table_mut(id.table) {
-                    t.set_busy(id.index, false);
-                }
-                let status = UpdateStatus::TimedOut;
-                self.results.push(UpdateResult { cookie: p.cookie, status, counters: None });
-            }
-            return Err(self.failed("it does not answer a command, however often it is sent"));
+            return self.give_up(&p);
         }
         if u128::from(now.saturating_sub(self.health.progress_at)) >= self.config.deadline.as_nanos() {
             return Err(self.failed(format!("no completion for {:?}", self.config.deadline)));
         }
         Ok(())
+    }
+}
+
+impl Fl1 {
+    /// The device does not carry a command out, however often it is sent: what it knows is not known any more.
+    fn give_up(&mut self, p: &Pending) -> Result<(), NicError> {
+        if let Task::Insert(id, _) | Task::Replace(id, _) | Task::Delete(id) = p.task
+            && let Some(t) = self.table_mut(id.table)
+        {
+            t.set_busy(id.index, false);
+        }
+        if !matches!(p.task, Task::Read { .. } | Task::Counters { .. } | Task::Setup) {
+            let status = UpdateStatus::TimedOut;
+            self.results.push(UpdateResult { cookie: p.cookie, status, counters: None });
+        }
+        Err(self.failed("it does not carry out a command, however often it is sent"))
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) mod status {
     pub(crate) const TABLE_FULL: u16 = 6;
     pub(crate) const MASKS_FULL: u16 = 7;
     pub(crate) const DUPLICATE: u16 = 8;
+    pub(crate) const DMA_FAULT: u16 = 13;
     pub(crate) const PARITY: u16 = 14;
 }
 
@@ -71,17 +72,6 @@ macro_rules! wire {
         #[repr(C)]
         pub(crate) struct $name { $(pub(crate) $field: $t),* }
         const _: () = assert!(size_of::<$name>() == $size);
-        impl $name {
-            /// All bytes zero.
-            pub(crate) fn zeroed() -> Self {
-                Self::new_zeroed()
-            }
-            /// From the first bytes of `b`; `None` if it is too short.
-            #[allow(dead_code)] // each record is read or written, not all are both
-            pub(crate) fn parse(b: &[u8]) -> Option<Self> {
-                Self::read_from_prefix(b).ok().map(|(v, _)| v)
-            }
-        }
     )*};
 }
 
@@ -142,6 +132,11 @@ wire! {
     }
 }
 
+/// The record at the start of `bytes`; `None` if they are too short.
+pub(crate) fn parse<T: FromBytes>(bytes: &[u8]) -> Option<T> {
+    T::read_from_prefix(bytes).ok().map(|(v, _)| v)
+}
+
 /// Entry and counter records: an entry is installed.
 pub(crate) const RECORD_VALID: u8 = 1;
 /// RX completion: the frame goes on in the next one.
@@ -166,7 +161,7 @@ pub(crate) fn delete_command(table: u16, entry: u32) -> [u8; SLOT] {
         slots: 1,
         table: table.into(),
         entry: entry.into(),
-        ..CommandHeader::zeroed()
+        ..CommandHeader::new_zeroed()
     };
     slot[..PAYLOAD].copy_from_slice(header.as_bytes());
     slot
@@ -176,7 +171,7 @@ pub(crate) fn delete_command(table: u16, entry: u32) -> [u8; SLOT] {
 pub(crate) fn meter_command(meter: u32, rate: u64, burst: u64, packets: bool) -> [u8; SLOT] {
     let mut slot = [0; SLOT];
     let header =
-        CommandHeader { opcode: op::METER_SET, slots: 1, entry: meter.into(), ..CommandHeader::zeroed() };
+        CommandHeader { opcode: op::METER_SET, slots: 1, entry: meter.into(), ..CommandHeader::new_zeroed() };
     let body = CommandMeter {
         rate: rate.into(),
         burst: burst.into(),
@@ -220,7 +215,7 @@ mod tests {
         let mut slot = delete_command(0, 3);
         slot[8..16].copy_from_slice(&43u64.to_le_bytes());
         assert_eq!(slot[..], golden("delete"));
-        let c = Completion::parse(&golden("completion_delete")).unwrap();
+        let c = parse::<Completion>(&golden("completion_delete")).unwrap();
         assert_eq!((c.cookie.get(), c.status.get(), c.opcode, c.detail.get()), (43, 0, op::DELETE, 0));
         assert_eq!((c.packets.get(), c.bytes.get(), c.used_ns.get()), (1_000_000, 100_000_000, 1_000_000_000));
         assert_eq!((c.tcp_flags.get(), c.generation.get(), c.sq_head.get(), c.seq.get()), (0x12, 7, 6, 5));
@@ -234,11 +229,11 @@ mod tests {
             cookie: 44.into(),
             generation: 9.into(),
             count: 16.into(),
-            ..CommandHeader::zeroed()
+            ..CommandHeader::new_zeroed()
         };
         assert_eq!(buffer_command(header, 0x1_0000_2000, 768)[..], golden("counters"));
         let bytes = golden("counter_record");
-        let r = CounterRecord::parse(&bytes).unwrap();
+        let r = parse::<CounterRecord>(&bytes).unwrap();
         assert_eq!((r.packets.get(), r.bytes.get(), r.used_ns.get()), (2, 120, 1000));
         assert_eq!((r.generation.get(), r.tcp_flags.get(), r.flags.get()), (7, 0x10, 1));
         assert_eq!((r.entry.get(), r.sequence.get()), (3, 9));
@@ -254,12 +249,12 @@ mod tests {
 
     #[test]
     fn events_and_slow_queue_elements_are_golden() {
-        let e = Event::parse(&golden("event_parity")).unwrap();
+        let e = parse::<Event>(&golden("event_parity")).unwrap();
         assert_eq!((e.kind.get(), e.subject.get(), e.entry.get(), e.generation.get()), (event::PARITY, 2, 5, 6));
         assert_eq!((e.clock_ns.get(), e.seq.get()), (1_000_000_000, 3));
         let b = RxBuffer { iova: 0x10000.into(), len: 2048.into(), id: 17.into() };
         assert_eq!(b.as_bytes(), golden("rx_buffer"));
-        let c = RxCompletion::parse(&golden("rx_completion")).unwrap();
+        let c = parse::<RxCompletion>(&golden("rx_completion")).unwrap();
         assert_eq!((c.buffer.get(), c.len.get(), c.port.get(), c.reason, c.stage), (17, 60, 2, 1, 1));
         assert_eq!((c.table.get(), c.flags.get(), c.metadata.get(), c.entry.get()), (4, 0, 0x1234, u32::MAX));
         assert_eq!((c.clock_ns.get(), c.hash.get(), c.frame_len.get()), (1_000_000_000, 0xdead_beef, 60));
@@ -280,7 +275,7 @@ mod tests {
     #[test]
     fn entry_record_head_is_golden() {
         let bytes = golden("entry_record");
-        let r = EntryRecord::parse(&bytes).unwrap();
+        let r = parse::<EntryRecord>(&bytes).unwrap();
         assert_eq!((r.table.get(), r.priority.get(), r.entry.get(), r.generation.get()), (0, 100, 3, 7));
         assert_eq!((r.key_len.get(), r.units, r.flags, r.sequence.get()), (64, 1, RECORD_VALID, 11));
         assert_eq!(r.ageing_ms.get(), 1000);
