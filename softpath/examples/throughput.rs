@@ -2,7 +2,8 @@
 //! throughput [CASE...] [--seconds N]`. Every frame is copied into a packet's own buffer first, as DMA would.
 //!
 //! Cases: `a1` one flow, one megaflow; `b1k` 1,000 flows, one megaflow; `b1kx` 1,000 flows, 1,000 megaflows, one mask; `c100k`
-//! Zipf over 100,000 flows, 64 masks; `c100k-512` the same traffic under 512 masks; `c100k-16` under 16; `puts` writer alone.
+//! Zipf over 100,000 flows, 64 masks; `m16` and `m512` the same traffic with the same megaflows under 16 and 512 masks;
+//! `puts` the writer alone; `memory` a million flows.
 
 use flowlift_flow::{Action, AttrSet, Flow, Key, Mask, Match, Metadata, PortNo, Ufid};
 use flowlift_softpath::extract::extract_key;
@@ -106,8 +107,9 @@ fn one_mask(flows: u16, exact: bool) -> Case {
     (frames, megaflows)
 }
 
-/// 100,000 five-tuples drawn by Zipf's law; each class of destinations has a mask of its own.
-fn zipf(masks: u32) -> Case {
+/// 100,000 five-tuples drawn by Zipf's law; each class of destinations has a mask of its own, or the same flows have this
+/// many masks.
+fn zipf(same_flows: Option<u32>) -> Case {
     let mut r = Random(1);
     let classes = 64u64;
     let tuples: Vec<(u64, Tuple)> = (0..100_000)
@@ -131,15 +133,18 @@ fn zipf(masks: u32) -> Case {
         let x = r.below(1 << 53) as f64 / (1u64 << 53) as f64 * sum;
         let (c, t) = tuples[cumulative.partition_point(|p| *p < x).min(tuples.len() - 1)];
         frames.push(frame(t));
-        // As many masks as asked for: by class, and beyond 64 by a bit of the source port that others do not look at.
-        let split = masks / 64;
-        let (a, b) = (c / 8 % 8, c % 8);
-        let (a, b) = if masks < 64 { (a % 4, b % u64::from(masks / 4)) } else { (a, b) };
-        let sub = if split > 1 { u32::from(t.sport) & (split - 1) } else { 0 };
-        let mut m = mask(!0 << (15 - a), 0xffff_0000, 0, !0 << (15 - b));
-        if split > 1 {
-            m.0.tp_src.set((split - 1) as u16 | 1 << (4 + sub));
-        }
+        let (a, b) = (c / 8, c % 8);
+        let m = match same_flows {
+            None => mask(!0 << (15 - a), 0xffff_0000, 0, !0 << (15 - b)),
+            Some(masks) => {
+                // 512 groups by three more bits of the destination; which mask a group has shows only in bits that are
+                // the same in every packet, so that the flows are the same for every number of masks.
+                let group = (c << 3 | u64::from(t.dst >> 13 & 7)) as u32;
+                let mut m = mask(0, 0xffff_e000, 0, !0 << (15 - group % 3));
+                m.0.eth_src[..4].copy_from_slice(&(group % masks).to_be_bytes());
+                m
+            }
+        };
         let f = flow(t, m, megaflows.len() as u64);
         megaflows.entry((f.matching.mask.clone(), f.matching.key.clone())).or_insert(f);
     }
@@ -271,7 +276,7 @@ fn main() {
         seconds = names.get(n + 1).and_then(|s| s.parse().ok()).unwrap_or(seconds);
         names.drain(n..(n + 2).min(names.len()));
     }
-    let all = ["a1", "b1k", "b1kx", "c100k-16", "c100k", "c100k-512", "puts", "memory"];
+    let all = ["a1", "b1k", "b1kx", "c100k", "m16", "m512", "puts", "memory"];
     if names.is_empty() {
         names = all.iter().map(|s| s.to_string()).collect();
     }
@@ -280,9 +285,9 @@ fn main() {
             "a1" => run(name, one_mask(1, false), seconds),
             "b1k" => run(name, one_mask(1000, false), seconds),
             "b1kx" => run(name, one_mask(1000, true), seconds),
-            "c100k-16" => run(name, zipf(16), seconds),
-            "c100k" => run(name, zipf(64), seconds),
-            "c100k-512" => run(name, zipf(512), seconds),
+            "m16" => run(name, zipf(Some(16)), seconds),
+            "c100k" => run(name, zipf(None), seconds),
+            "m512" => run(name, zipf(Some(512)), seconds),
             "puts" => puts(),
             "memory" => memory(),
             _ => println!("{name}: no such case; there are {}", all.join(", ")),

@@ -6,7 +6,6 @@
 //! worker's next packet starts the entry anew. So nobody but the worker ever writes an entry.
 
 use crate::table::chunks::Chunks;
-use crate::table::rcu::prefetch;
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use zerocopy::FromZeros;
@@ -47,7 +46,7 @@ const BUSY: u32 = 0;
 /// One flow's counters of one worker: half a cache line.
 #[derive(Debug, FromZeros)]
 #[repr(C, align(32))]
-struct Entry {
+pub struct FlowEntry {
     /// Statistics generation in the upper, TCP flags in the lower half.
     owner: AtomicU64,
     packets: AtomicU64,
@@ -57,7 +56,7 @@ struct Entry {
 
 /// A worker's counters of all flows, by slot. Memory comes with the first packet of a range of slots.
 #[derive(Debug)]
-pub struct FlowCounters(Chunks<Entry>);
+pub struct FlowCounters(Chunks<FlowEntry>);
 
 impl FlowCounters {
     /// For slots 0 to `max`.
@@ -65,23 +64,10 @@ impl FlowCounters {
         Self(Chunks::new(max))
     }
 
-    /// Counts packets of the flow in `slot`. Only the owning worker calls this. A generation older than the entry's
-    /// is that of a flow that was deleted or cleared after the packet was looked up; it has no counters any more.
+    /// The counters of the flows that have this slot, one after the other. Only the owning worker counts in them.
     #[inline(always)]
-    pub fn count(&self, slot: u32, generation: u32, bytes: u64, now: u64, tcp_flags: u16) {
-        let Some(e) = self.0.get_or_grow(slot) else { return };
-        let owner = e.owner.load(Ordering::Relaxed);
-        if (owner >> 32) as u32 != generation && !e.restart(owner, generation) {
-            return;
-        }
-        let add = |c: &AtomicU64, n| c.store(c.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-        add(&e.packets, 1);
-        add(&e.bytes, bytes);
-        e.used.store(now, Ordering::Relaxed);
-        if tcp_flags != 0 {
-            let owner = e.owner.load(Ordering::Relaxed);
-            e.owner.store(owner | u64::from(tcp_flags), Ordering::Release);
-        }
+    pub fn entry(&self, slot: u32) -> Option<&FlowEntry> {
+        self.0.get_or_grow(slot)
     }
 
     /// Counters of the flow of this generation.
@@ -89,17 +75,27 @@ impl FlowCounters {
         let Some(e) = self.0.get(slot) else { return FlowStats::default() };
         e.read(generation).unwrap_or_default()
     }
-
-    /// Asks for the cache line of a slot's counters.
-    #[inline(always)]
-    pub fn prefetch(&self, slot: u32) {
-        if let Some(e) = self.0.get(slot) {
-            prefetch(e);
-        }
-    }
 }
 
-impl Entry {
+impl FlowEntry {
+    /// Counts one packet of the flow. A generation older than the entry's is that of a flow that was deleted or cleared
+    /// after the packet was looked up; it has no counters any more.
+    #[inline(always)]
+    pub fn count(&self, generation: u32, bytes: u64, now: u64, tcp_flags: u16) {
+        let owner = self.owner.load(Ordering::Relaxed);
+        if (owner >> 32) as u32 != generation && !self.restart(owner, generation) {
+            return;
+        }
+        let add = |c: &AtomicU64, n| c.store(c.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        add(&self.packets, 1);
+        add(&self.bytes, bytes);
+        self.used.store(now, Ordering::Relaxed);
+        if tcp_flags != 0 {
+            let owner = self.owner.load(Ordering::Relaxed);
+            self.owner.store(owner | u64::from(tcp_flags), Ordering::Release);
+        }
+    }
+
     /// Hands the entry over to a newer generation; false if `generation` is the older one.
     #[cold]
     fn restart(&self, owner: u64, generation: u32) -> bool {
@@ -204,15 +200,15 @@ mod tests {
     #[test]
     fn u2_a_new_generation_starts_from_zero() {
         let c = FlowCounters::new(100);
-        c.count(3, 1, 100, 5, 0x12);
-        c.count(3, 1, 60, 6, 0x01);
+        c.entry(3).unwrap().count(1, 100, 5, 0x12);
+        c.entry(3).unwrap().count(1, 60, 6, 0x01);
         let first = FlowStats { packets: 2, bytes: 160, used: Some(6), tcp_flags: 0x13 };
         assert_eq!(c.get(3, 1), first);
         assert_eq!(c.get(3, 2), FlowStats::default(), "nothing of another generation");
-        c.count(3, 2, 60, 7, 0);
+        c.entry(3).unwrap().count(2, 60, 7, 0);
         assert_eq!(c.get(3, 2), FlowStats { packets: 1, bytes: 60, used: Some(7), tcp_flags: 0 });
         assert_eq!(c.get(3, 1), FlowStats::default());
-        c.count(3, 1, 60, 8, 0);
+        c.entry(3).unwrap().count(1, 60, 8, 0);
         assert_eq!(
             c.get(3, 2).packets,
             1,
@@ -223,8 +219,8 @@ mod tests {
     #[test]
     fn generations_wrap_around() {
         let c = FlowCounters::new(100);
-        c.count(0, u32::MAX, 1, 1, 0);
-        c.count(0, 1, 1, 1, 0);
+        c.entry(0).unwrap().count(u32::MAX, 1, 1, 0);
+        c.entry(0).unwrap().count(1, 1, 1, 0);
         assert_eq!(c.get(0, 1).packets, 1);
         assert_eq!(c.get(0, u32::MAX).packets, 0);
     }
@@ -233,7 +229,7 @@ mod tests {
     fn u3_used_only_once_a_packet_was_seen() {
         let c = FlowCounters::new(100);
         assert_eq!(c.get(9, 1).used, None);
-        c.count(9, 1, 60, 0, 0);
+        c.entry(9).unwrap().count(1, 60, 0, 0);
         assert_eq!(c.get(9, 1).used, Some(0), "time 0 is a time");
     }
 }

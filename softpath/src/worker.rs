@@ -15,7 +15,7 @@
 
 use crate::actions::{self, ActionUpcall, Context, DropReason, PsampleRecord, execute};
 use crate::cache::MicroflowCache;
-use crate::classifier::{SearchOrder, Subtables};
+use crate::classifier::{Relevant, SearchOrder};
 use crate::datapath::{Shared, WorkerShared};
 use crate::extract::{KeyBuf, Layers, extract};
 use crate::packet::Packet;
@@ -136,11 +136,9 @@ impl Batch {
 /// What a thread needs to look packets up: its cache, its search order, its counters.
 #[derive(Debug)]
 struct Lookup {
-    cache: Option<MicroflowCache>,
+    cache: MicroflowCache,
     order: SearchOrder,
     counters: Counters,
-    /// True once an upcall in this section may have led to new flows.
-    upcalled: bool,
 }
 
 /// The table, as it is within one section.
@@ -148,7 +146,8 @@ struct Lookup {
 struct Section<'g> {
     table: &'g TableShared,
     guard: &'g Guard<'g>,
-    subtables: &'g Subtables,
+    /// As of the section's begin: the cache is asked by these bits.
+    relevant: &'g Relevant,
     view: View<'g, FlowRecord>,
 }
 
@@ -156,34 +155,36 @@ type Found<'g> = Option<(u32, &'g FlowRecord)>;
 
 impl<'g> Section<'g> {
     fn new(table: &'g TableShared, guard: &'g Guard<'g>) -> Self {
-        Self { table, guard, subtables: table.subtables.load(guard), view: table.slots.view(guard) }
+        Self { table, guard, relevant: &table.subtables.load(guard).relevant, view: table.slots.view(guard) }
+    }
+
+    /// Where the cache is asked for a key.
+    #[inline(always)]
+    fn tag(&self, key: LookupKey<'_>) -> u32 {
+        tag_of(self.relevant.hash(&self.table.seeds, key))
     }
 }
 
 impl Lookup {
-    #[inline(always)]
-    fn tag(section: &Section<'_>, key: LookupKey<'_>) -> u32 {
-        tag_of(section.subtables.relevant.hash(&section.table.seeds, key))
-    }
-
-    /// The second tier, for a packet that the cache did not answer.
+    /// The second tier, for a packet that the cache did not answer. Subtables are those of this moment, since an upcall of
+    /// an earlier packet of the batch may have been answered with the flow that this packet wants too.
     #[inline(never)]
     fn classify<'g>(&mut self, s: &Section<'g>, tag: u32, key: LookupKey<'_>) -> Found<'g> {
-        self.order.follow(s.subtables);
+        let subtables = s.table.subtables.load(s.guard);
+        self.order.follow(subtables);
         let before = self.order.searched;
-        let found = self.order.lookup(s.guard, s.subtables, s.view, &s.table.seeds, key);
+        let found = self.order.lookup(s.guard, subtables, s.view, &s.table.seeds, key);
         self.counters.masks_searched += self.order.searched - before;
-        if let (Some((slot, _)), Some(cache)) = (found, &mut self.cache) {
-            cache.insert(tag, slot);
+        if let Some((slot, _)) = found {
+            self.cache.insert(tag, slot);
         }
         found
     }
 
     /// Both tiers, for a single packet.
     fn find<'g>(&mut self, s: &Section<'g>, key: LookupKey<'_>) -> Found<'g> {
-        let tag = Self::tag(s, key);
-        let cached = self.cache.as_ref().and_then(|c| c.get(tag));
-        if let Some(slot) = cached
+        let tag = s.tag(key);
+        if let Some(slot) = self.cache.get(tag)
             && let Some(record) = s.view.get(slot).filter(|r| r.matches(key))
         {
             self.counters.cache_hits += 1;
@@ -191,6 +192,16 @@ impl Lookup {
         }
         self.classify(s, tag, key)
     }
+}
+
+/// One packet of a batch between two steps.
+#[derive(Clone, Copy)]
+struct Lane<'g> {
+    layers: Layers,
+    tag: u32,
+    slot: u32,
+    /// The flow that the cache proposes.
+    proposed: Option<&'g FlowRecord>,
 }
 
 /// See the module's head.
@@ -210,10 +221,9 @@ impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, own: Arc<WorkerShared>) -> Self {
         let config = &shared.config;
         let lookup = Lookup {
-            cache: (config.cache_entries > 0).then(|| MicroflowCache::new(config.cache_entries)),
+            cache: MicroflowCache::new(config.cache_entries),
             order: SearchOrder::default(),
             counters: own.counters.load(),
-            upcalled: false,
         };
         Self {
             reader: shared.table.domain.reader(),
@@ -248,43 +258,39 @@ impl Worker {
     fn process_packets<S: Sink>(&mut self, packets: &mut [Packet], now: u64, sink: &mut S) {
         let guard = self.reader.enter();
         let section = Section::new(&self.shared.table, &guard);
+        let idle = Lane { layers: Layers::default(), tag: 0, slot: 0, proposed: None };
+        let mut lanes = [idle; BATCH];
         let lookup = &mut self.lookup;
-        lookup.upcalled = false;
-
-        let mut layers = [Layers::default(); BATCH];
-        let mut tags = [0u32; BATCH];
-        let mut found: [Found<'_>; BATCH] = [None; BATCH];
-        let n = packets.len().min(BATCH);
-        for i in 0..n {
-            let key = &mut self.keys[i];
-            layers[i] = extract(packets[i].bytes(), &packets[i].metadata, key);
-            tags[i] = Lookup::tag(&section, LookupKey::of(key));
-            if let Some(cache) = &lookup.cache {
-                cache.prefetch(tags[i]);
-            }
+        for ((packet, key), lane) in packets.iter().zip(&mut self.keys).zip(&mut lanes) {
+            lane.layers = extract(packet.bytes(), &packet.metadata, key);
+            lane.tag = section.tag(LookupKey::of(key));
+            lookup.cache.prefetch(lane.tag);
         }
-        if let Some(cache) = &lookup.cache {
-            for i in 0..n {
-                if let Some(slot) = cache.get(tags[i])
-                    && let Some(record) = section.view.get(slot)
-                {
-                    prefetch(record);
-                    self.own.flows.prefetch(slot);
-                    found[i] = Some((slot, record));
+        for lane in lanes.iter_mut().take(packets.len()) {
+            if let Some(slot) = lookup.cache.get(lane.tag)
+                && let Some(record) = section.view.get(slot)
+            {
+                lane.slot = slot;
+                lane.proposed = Some(record);
+                prefetch(record);
+                if let Some(entry) = self.own.flows.entry(slot) {
+                    prefetch(entry);
                 }
             }
         }
-        for i in 0..n {
-            let key = LookupKey::of(&self.keys[i]);
-            match found[i] {
-                Some((_, record)) if record.matches(key) => lookup.counters.cache_hits += 1,
-                _ => found[i] = lookup.classify(&section, tags[i], key),
-            }
-        }
-        lookup.counters.packets += n as u64;
-        let mut run = Run { section, lookup, own: &self.own, spare_keys: &mut self.spare_keys, now, sink };
-        for i in 0..n {
-            run.act(found[i], &self.keys[i], &layers[i], &mut packets[i], &mut self.context);
+        lookup.counters.packets += packets.len().min(BATCH) as u64;
+        let (own, spare_keys) = (&self.own, &mut self.spare_keys);
+        let mut run = Run { section, lookup, own, spare_keys, now, sink };
+        for ((packet, key), lane) in packets.iter_mut().zip(&self.keys).zip(&lanes) {
+            let lookup_key = LookupKey::of(key);
+            let found = match lane.proposed {
+                Some(record) if record.matches(lookup_key) => {
+                    run.lookup.counters.cache_hits += 1;
+                    Some((lane.slot, record))
+                }
+                _ => run.lookup.classify(&section, lane.tag, lookup_key),
+            };
+            run.act(found, key, &lane.layers, packet, &mut self.context);
         }
         self.own.counters.store(&self.lookup.counters);
     }
@@ -333,7 +339,7 @@ impl<S: Sink> Run<'_, '_, S> {
     ) {
         match found {
             Some((slot, record)) => self.hit(slot, record, key, layers, packet, context),
-            None => self.miss(key, layers, packet, context),
+            None => self.miss(key, packet),
         }
     }
 
@@ -349,23 +355,16 @@ impl<S: Sink> Run<'_, '_, S> {
     ) {
         self.lookup.counters.hits += 1;
         let (bytes, flags) = (packet.len() as u64, key.key().tcp_flags.get());
-        self.own.flows.count(slot, record.stats_generation(), bytes, self.now, flags);
+        if let Some(entry) = self.own.flows.entry(slot) {
+            entry.count(record.stats_generation(), bytes, self.now, flags);
+        }
         self.sink.matched(FlowId { slot, generation: record.generation() }, key.key());
         execute(record.program(), packet, key.key(), layers, context, self);
     }
 
     #[cold]
-    fn miss(&mut self, key: &KeyBuf, layers: &Layers, packet: &mut Packet, context: &mut Context) {
-        // An upcall earlier in this batch may have been answered with the flow that this packet wants too.
-        if self.lookup.upcalled {
-            self.section.subtables = self.section.table.subtables.load(self.section.guard);
-            let section = self.section;
-            if let Some((slot, record)) = self.lookup.find(&section, LookupKey::of(key)) {
-                return self.hit(slot, record, key, layers, packet, context);
-            }
-        }
+    fn miss(&mut self, key: &KeyBuf, packet: &Packet) {
         self.lookup.counters.misses += 1;
-        self.lookup.upcalled = true;
         if !self.sink.upcall(Upcall::Miss { key: key.key(), packet }) {
             self.lookup.counters.lost += 1;
         }
@@ -379,7 +378,6 @@ impl<S: Sink> actions::Sink for Run<'_, '_, S> {
     }
 
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {
-        self.lookup.upcalled = true;
         if !self.sink.upcall(Upcall::Action(upcall)) {
             self.lookup.counters.lost += 1;
         }

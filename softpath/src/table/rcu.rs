@@ -317,12 +317,16 @@ pub fn prefetch<T>(value: &T) {
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let start = std::ptr::from_ref(value).cast::<i8>();
-        // A value that is not aligned to lines begins and ends in the middle of one.
-        let last = size_of::<T>().saturating_sub(1);
-        let lines = (0..last).step_by(64).skip(1).chain([0]).chain((align_of::<T>() < 64).then_some(last));
-        for at in lines {
+        let line = |at| {
             // SAFETY: a prefetch accesses no memory as the language sees it, and SSE is part of x86-64.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at)) };
+        };
+        for n in 0..size_of::<T>().div_ceil(64) {
+            line(64 * n);
+        }
+        // A value that is not aligned to lines ends in the middle of one.
+        if align_of::<T>() < 64 {
+            line(size_of::<T>().saturating_sub(1));
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
