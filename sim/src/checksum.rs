@@ -151,7 +151,7 @@ mod tests {
             let right = full(&data);
             let wrong = right.wrapping_add(err);
             let distance = sub(wrong, right);
-            let updated = update(wrong, &data[4..8].to_vec(), &new);
+            let updated = update(wrong, &data[4..8], &new);
             data[4..8].copy_from_slice(&new);
             prop_assert_eq!(sub(updated, full(&data)), distance);
         }

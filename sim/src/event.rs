@@ -130,3 +130,20 @@ impl Fl1 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parity_event_is_golden() {
+        let text = include_str!("../../fixtures/device/golden/event_parity.hex");
+        let want: Vec<u8> = text
+            .lines()
+            .flat_map(|l| l.split('#').next().unwrap_or("").split_whitespace())
+            .map(|b| u8::from_str_radix(b, 16).expect("hex"))
+            .collect();
+        let event = Event { time: 1_000_000_000, ..Event::parity(2, 5, 6) };
+        assert_eq!(event.encode(3).to_vec(), want);
+    }
+}

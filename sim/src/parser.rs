@@ -57,8 +57,11 @@ const ETHERNET: usize = 14;
 const TPIDS: [u16; 2] = [0x8100, 0x88a8];
 const TAG_PRESENT: u16 = 0x1000;
 
-/// Takes Ethernet and up to two tags. Gives the innermost type, the offset after it, and the tags (TPID, TCI).
-fn link_layer(f: &[u8]) -> Option<(u16, usize, [(u16, u16); 2])> {
+/// A VLAN tag: TPID (0: there is none) and TCI.
+type Tag = (u16, u16);
+
+/// Takes Ethernet and up to two tags. Gives the innermost type, the offset after it, and the tags.
+fn link_layer(f: &[u8]) -> Option<(u16, usize, [Tag; 2])> {
     if f.len() < ETHERNET {
         return None;
     }

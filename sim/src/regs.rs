@@ -299,6 +299,3 @@ fn admin_queue(id: QueueId, offset: u64) -> Reg {
         _ => Reg::QueueCtrl(id),
     }
 }
-
-#[cfg(test)]
-mod tests;
