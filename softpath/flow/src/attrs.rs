@@ -3,6 +3,7 @@
 use crate::Key;
 use crate::key::{Frag, MPLS_MAX, VLAN_CFI, VLAN_MAX, eth_type, ip_proto, tun_flags};
 use std::mem::offset_of;
+use zerocopy::IntoBytes;
 
 /// Numbers of `enum ovs_key_attr` (linux/openvswitch.h); 29 and 30 exist in OVS's user space only.
 pub mod attr {
@@ -148,6 +149,14 @@ impl AttrSet {
         self.0.get(level).map_or(0, |bits| (bits >> MPLS_BIT) as usize)
     }
 
+    /// As [`Self::mpls_count`]; of a set that does not count them, those that `key` shows.
+    pub fn mpls_labels(&self, level: usize, key: &Key) -> usize {
+        match self.mpls_count(level) {
+            0 if self.has(level, attr::MPLS) => mpls_count(key),
+            count => count,
+        }
+    }
+
     /// Sets the number of label stack entries, at most [`MPLS_MAX`].
     pub fn set_mpls_count(&mut self, level: usize, count: usize) {
         if let Some(bits) = self.0.get_mut(level) {
@@ -197,6 +206,45 @@ impl AttrSet {
             }
         }
         set.name_headers(key, level);
+        set
+    }
+
+    /// The attributes that a match of `mask` on `key` needs to name: those of the key of which some bit is matched, and
+    /// those without which the key would begin or nest otherwise.
+    pub(crate) fn matched(key: &Key, mask: &Key) -> Self {
+        let all = Self::of(key);
+        let mut set = Self::default();
+        for level in 0..all.0.len() {
+            let tagged = all.has(level, attr::ENCAP);
+            let is_matched = |n: u8| {
+                let bytes = mask.as_bytes();
+                attr_bytes(n, level, tagged)
+                    .iter()
+                    .any(|(at, len)| bytes[*at..at + len].iter().any(|b| *b != 0))
+            };
+            let structure = |n| matches!(n, attr::ETHERNET | attr::ENCAP) || tagged && n == attr::VLAN;
+            all.level(level).filter(|n| structure(*n) || is_matched(*n)).for_each(|n| set.insert(level, n));
+            if set.has(level, attr::MPLS) {
+                set.set_mpls_count(level, all.mpls_count(level));
+            }
+            // These are left out of a key that has zero there, which is a value like others to a match.
+            let (tcp, icmpv6) = (all.has(level, attr::TCP), all.has(level, attr::ND));
+            let v6 = all.has(level, attr::IPV6);
+            for (n, possible) in
+                [(attr::TCP_FLAGS, tcp), (attr::ND_EXTENSIONS, icmpv6), (attr::IPV6_EXTHDRS, v6)]
+            {
+                if possible && is_matched(n) {
+                    set.insert(level, n);
+                }
+            }
+            if !tagged {
+                break;
+            }
+        }
+        if all.has(0, attr::TUNNEL) && set.has(0, attr::TUNNEL) {
+            set.0[0] |= all.0[0] & (0x1_ffff << TUNNEL_BIT);
+            set.name_tunnel(mask);
+        }
         set
     }
 

@@ -89,6 +89,13 @@ impl MatchError {
 }
 
 impl Match {
+    /// Matches the packets that agree with `key` in the bits of `mask`, and names the attributes that this takes: for a
+    /// match that nobody has installed in attributes, so that it can be printed and sent.
+    pub fn new(key: Key, mask: Mask) -> Self {
+        let attrs = AttrSet::matched(&key, &mask.0);
+        Self { key, mask, attrs }
+    }
+
     /// Matches exactly the packets with this key, in every attribute that Open vSwitch gives such a packet (R15).
     pub fn exact(key: &Key) -> Self {
         Self::exact_in(key, AttrSet::of(key))
@@ -116,7 +123,7 @@ impl Match {
             m.ct_orig_src[4..].fill(0);
             m.ct_orig_dst[4..].fill(0);
         }
-        let count = (0..attrs.0.len()).map(|level| attrs.mpls_count(level)).max().unwrap_or(0);
+        let count = (0..attrs.0.len()).map(|level| attrs.mpls_labels(level, key)).max().unwrap_or(0);
         m.mpls.iter_mut().skip(count).for_each(|lse| *lse = 0.into());
         m.tun_opts.iter_mut().skip(key.tun_opts_len.into()).for_each(|b| *b = 0);
         Self { key: key.clone(), mask, attrs }

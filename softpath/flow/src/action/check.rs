@@ -128,7 +128,7 @@ pub fn validate(actions: &[Action], matching: &Match) -> Result<(), ActionError>
         eth_type,
         ethernet: key.packet_type.get() == 0,
         tags: key.vlan.iter().filter(|tag| tag.tci.get() & VLAN_CFI != 0).count(),
-        labels: matching.attrs.mpls_count(level),
+        labels: matching.attrs.mpls_labels(level, &matching.key),
         proto: (matching.mask.0.ip_proto == u8::MAX).then_some(key.ip_proto),
         frag: (matching.mask.0.ip_frag == u8::MAX).then_some(key.ip_frag),
         seen: true,

@@ -207,7 +207,7 @@ impl Printer<'_> {
 
     fn mpls(&self, w: &mut dyn Write, level: usize) -> fmt::Result {
         let (k, m) = (&self.m.key, &self.m.mask.0);
-        let count = self.m.attrs.mpls_count(level).min(k.mpls.len());
+        let count = self.m.attrs.mpls_labels(level, k).min(k.mpls.len());
         let exact = m.mpls[..count].iter().all(|lse| lse.get() == u32::MAX);
         for i in 0..count {
             if i > 0 {

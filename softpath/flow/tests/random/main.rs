@@ -71,6 +71,26 @@ proptest! {
     }
 
     #[test]
+    fn a_match_of_bits_alone_names_what_it_takes(mut m in matches::any_match()) {
+        m.key.packet_type = 0.into();
+        let mut key = m.mask.apply(&m.key);
+        // Which of ERSPAN's fields there are depends on its version, matched or not.
+        key.tun_erspan_ver = m.key.tun_erspan_ver;
+        let of = AttrSet::of(&key);
+        // About every fourth is a key that a packet can have, with the headers that its fields lead to.
+        let headers = (0..3).all(|l| m.attrs.level(l).all(|n| of.has(l, n) || [18, 29, 30].contains(&n)));
+        if !headers || (0..3).any(|l| m.attrs.mpls_count(l) != of.mpls_count(l)) {
+            return Ok(());
+        }
+        let named = Match::new(key, m.mask.clone());
+        prop_assert_eq!(named.validate(), Ok(()));
+        let text = print(&named, false);
+        let (back, _) = parse_match(&text, &NoNames).map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
+        prop_assert_eq!(&back.mask, &named.mask, "{}", text);
+        prop_assert_eq!(back.mask.apply(&back.key), named.mask.apply(&named.key), "{}", text);
+    }
+
+    #[test]
     fn actions_read_back(list in actions::any_list()) {
         let text = ActionsText { actions: &list, names: None }.to_string();
         let back = parse_actions(&text, &NoNames).map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
