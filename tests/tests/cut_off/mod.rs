@@ -6,7 +6,7 @@
 
 /// Bytes that the IP header promises beyond the end of the frame; 0 without an IP header. Finds the header by itself,
 /// through tags and SNAP.
-pub fn promised_beyond_end(frame: &[u8]) -> usize {
+pub(crate) fn promised_beyond_end(frame: &[u8]) -> usize {
     let be16 = |at: usize| frame.get(at..at + 2).map_or(0, |b| usize::from(u16::from_be_bytes([b[0], b[1]])));
     let mut at = 12;
     while matches!(be16(at), 0x8100 | 0x88a8) && at < 20 {
