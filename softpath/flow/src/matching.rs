@@ -39,7 +39,8 @@ impl Ufid {
 pub struct Match {
     /// The key as installed, bits outside the mask included.
     pub key: Key,
-    /// The mask; all ones in every attribute of the key where none was given (R15).
+    /// The mask; all ones in every attribute of the key where none was given (R15). It also covers the recirculation
+    /// ID, and the tags that an exact Ethernet type excludes (R30).
     pub mask: Mask,
     /// The attributes that were named.
     pub attrs: AttrSet,

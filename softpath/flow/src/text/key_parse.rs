@@ -41,7 +41,9 @@ impl AttrOrder {
 ///
 /// An attribute that is not named is wildcarded, as is a field that is not named within its attribute (U4); a field
 /// without a mask is exact (R15). The order of attributes does not matter (R38), and none stands twice at one nesting
-/// level (R37). The match must make sense as a whole: see [`Match::validate`].
+/// level (R37). Two things are exact without being named: the recirculation ID, which is 0 then, as in Open vSwitch, and
+/// the absence of further tags below an Ethernet type that is no tag's, since with a tag the type would be the tag's
+/// (R30). The match must make sense as a whole: see [`Match::validate`].
 pub fn parse_match(text: &str, names: &dyn PortNames) -> std::result::Result<(Match, AttrOrder), TextError> {
     let mut c = Cursor::new(text);
     let mut matching = Match::default();
