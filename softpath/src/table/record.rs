@@ -165,6 +165,16 @@ impl FlowRecord {
         Flow { ufid: self.ufid, matching: self.matching(), actions: self.actions.list.clone() }
     }
 
+    /// Hash of the match: what [`SparseMask::hash`] gives for a packet of this flow.
+    pub(super) fn hash(&self, seeds: &Seeds) -> u64 {
+        let h = seeds.hash8(&self.hot);
+        if self.rest_zero {
+            return h;
+        }
+        let rest = self.cold.iter().take(self.shape.mask.rest.len()).enumerate();
+        seeds.finish(rest.fold(h, |h, (n, w)| seeds.add(h, n, *w)))
+    }
+
     /// Hash of the match under a mask that has no bit that its own lacks.
     pub(super) fn hash_under(&self, mask: &SparseMask, seeds: &Seeds) -> u64 {
         mask.hash(seeds, LookupKey::new(&self.masked_key()))

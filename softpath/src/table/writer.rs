@@ -7,7 +7,7 @@ use super::record::{Actions, FlowId, FlowRecord};
 use super::shape::{LookupKey, Shape, SparseMask};
 use crate::actions::{Unsupported, compile};
 use crate::classifier::{Relevant, SearchOrder, Subtable, Subtables};
-use flowlift_flow::{Action, Flow, Key, Match, Ufid};
+use flowlift_flow::{Action, Flow, Key, Mask, Match, Ufid};
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -117,6 +117,14 @@ struct SubtableWriter {
     shared: Arc<Subtable>,
 }
 
+/// The shape found last: flows often come with the same mask one after the other.
+#[derive(Debug)]
+struct LastShape {
+    mask: Mask,
+    shape: Arc<Shape>,
+    place: usize,
+}
+
 /// Unused actions and shapes that may lie about before they are swept up.
 const SWEEP_SLACK: usize = 1024;
 
@@ -131,6 +139,7 @@ pub struct FlowTable {
     shapes: HashMap<Arc<Shape>, usize, Seeds>,
     actions: HashMap<ActionsEntry, (), Seeds>,
     sweep_at: usize,
+    last: Option<Box<LastShape>>,
     ufids: Index,
     free: Vec<u32>,
     /// By slot: the generation given out last.
@@ -162,6 +171,7 @@ impl FlowTable {
             shapes: HashMap::with_hasher(seeds.clone()),
             actions: HashMap::with_hasher(seeds),
             sweep_at: SWEEP_SLACK,
+            last: None,
             ufids: Index::new(&domain),
             free: Vec::new(),
             generations: Vec::new(),
@@ -196,10 +206,9 @@ impl FlowTable {
     /// Adds a flow, or replaces the actions of the one with the same UFID, or with the same mask and masked key. Readers
     /// see the old actions or the new ones; the counters go on.
     pub fn put(&mut self, flow: &Flow, mode: PutMode) -> Result<Put, PutError> {
-        let matching = &flow.matching;
-        let shape = Shape { mask: SparseMask::new(&matching.mask), attrs: matching.attrs };
-        let hash = shape.mask.hash(&self.shared.seeds, LookupKey::new(&matching.key));
-        match self.existing(flow, &shape, hash)? {
+        let (shape, place) = self.shape_of(&flow.matching);
+        let hash = shape.mask.hash(&self.shared.seeds, LookupKey::new(&flow.matching.key));
+        match self.existing(flow, &shape, place, hash)? {
             Some(id) if !mode.modify => Err(PutError::Exists(id)),
             Some(id) => {
                 let actions = self.intern_actions(&flow.actions)?;
@@ -210,14 +219,42 @@ impl FlowTable {
             None if self.flows >= self.max_flows => Err(PutError::Full(self.max_flows)),
             None => {
                 let actions = self.intern_actions(&flow.actions)?;
-                let id = self.insert(flow, shape, hash, actions);
+                let id = self.insert(flow, shape, place, hash, actions);
                 Ok(Put { id, created: true })
             }
         }
     }
 
+    /// The shape of a match, and the place of its subtable if there is one.
+    fn shape_of(&mut self, matching: &Match) -> (Arc<Shape>, Option<usize>) {
+        if let Some(last) = &self.last
+            && last.mask == matching.mask
+            && last.shape.attrs == matching.attrs
+        {
+            return (Arc::clone(&last.shape), Some(last.place));
+        }
+        let shape = Shape { mask: SparseMask::new(&matching.mask), attrs: matching.attrs };
+        match self.shapes.get_key_value(&shape) {
+            Some((shape, &place)) => {
+                let last = LastShape { mask: matching.mask.clone(), shape: Arc::clone(shape), place };
+                self.last = Some(Box::new(last));
+                (Arc::clone(shape), Some(place))
+            }
+            None => {
+                let place = self.by_mask.get(&shape.mask).copied();
+                (Arc::new(shape), place)
+            }
+        }
+    }
+
     /// The flow that a put of `flow` would replace.
-    fn existing(&mut self, flow: &Flow, shape: &Shape, hash: u64) -> Result<Option<FlowId>, PutError> {
+    fn existing(
+        &mut self,
+        flow: &Flow,
+        shape: &Shape,
+        place: Option<usize>,
+        hash: u64,
+    ) -> Result<Option<FlowId>, PutError> {
         let guard = self.reader.enter();
         let view = self.shared.slots.view(&guard);
         if let Some(ufid) = &flow.ufid
@@ -226,9 +263,7 @@ impl FlowTable {
             let same = record.is_match(&shape.mask, &flow.matching.key);
             return if same { Ok(Some(id)) } else { Err(PutError::UfidInUse(id)) };
         }
-        let Some(sub) = self.by_mask.get(&shape.mask).and_then(|&n| self.subtables[n].as_ref()) else {
-            return Ok(None);
-        };
+        let Some(sub) = place.and_then(|n| self.subtables[n].as_ref()) else { return Ok(None) };
         let found = sub
             .index
             .candidates(&guard, tag_of(hash))
@@ -269,8 +304,20 @@ impl FlowTable {
         self.sweep_at = 2 * (self.actions.len() + self.shapes.len()) + SWEEP_SLACK;
     }
 
-    fn insert(&mut self, flow: &Flow, shape: Shape, hash: u64, actions: Arc<Actions>) -> FlowId {
-        let (place, shape, fresh) = self.subtable_for(shape);
+    fn insert(
+        &mut self,
+        flow: &Flow,
+        shape: Arc<Shape>,
+        known: Option<usize>,
+        hash: u64,
+        actions: Arc<Actions>,
+    ) -> FlowId {
+        let place = known.unwrap_or_else(|| self.add_subtable(&shape.mask));
+        let interned = self.last.as_ref().is_some_and(|l| Arc::ptr_eq(&l.shape, &shape));
+        if !interned && !self.shapes.contains_key(&shape) {
+            self.sweep();
+            self.shapes.insert(Arc::clone(&shape), place);
+        }
         let slot = self.free.pop().unwrap_or(self.generations.len() as u32);
         if self.generations.len() <= slot as usize {
             self.generations.push(0);
@@ -287,7 +334,7 @@ impl FlowTable {
         }
         drop(guard);
         self.flows += 1;
-        if fresh {
+        if known.is_none() {
             self.publish();
         }
         FlowId { slot, generation }
@@ -298,19 +345,6 @@ impl FlowTable {
         let g = &mut self.generations[slot as usize];
         *g = g.wrapping_add(1).max(1);
         *g
-    }
-
-    /// Place of the subtable for a shape, the shape interned, and whether the subtable is new and not published.
-    fn subtable_for(&mut self, shape: Shape) -> (usize, Arc<Shape>, bool) {
-        if let Some((shape, &place)) = self.shapes.get_key_value(&shape) {
-            return (place, Arc::clone(shape), false);
-        }
-        let known = self.by_mask.get(&shape.mask).copied();
-        let place = known.unwrap_or_else(|| self.add_subtable(&shape.mask));
-        self.sweep();
-        let shape = Arc::new(shape);
-        self.shapes.insert(Arc::clone(&shape), place);
-        (place, shape, known.is_none())
     }
 
     fn add_subtable(&mut self, mask: &SparseMask) -> usize {
@@ -363,9 +397,11 @@ impl FlowTable {
         let record =
             self.shared.slots.view(&guard).get(id.slot).filter(|r| r.generation() == id.generation)?;
         let stats_generation = record.stats_generation();
-        let mask = &record.shape().mask;
-        let tag = tag_of(mask.hash(&self.shared.seeds, LookupKey::new(&record.masked_key())));
-        let place = self.shapes.get(record.shape()).copied();
+        let tag = tag_of(record.hash(&self.shared.seeds));
+        let place = match &self.last {
+            Some(last) if Arc::ptr_eq(&last.shape, record.shape()) => Some(last.place),
+            _ => self.shapes.get(record.shape()).copied(),
+        };
         let mut emptied = None;
         if let Some(place) = place
             && let Some(sub) = &mut self.subtables[place]
@@ -389,6 +425,7 @@ impl FlowTable {
     fn drop_subtable(&mut self, place: usize) {
         if let Some(sub) = self.subtables[place].take() {
             self.by_mask.remove(&sub.shared.mask);
+            self.last = None;
             self.shapes.retain(|_, p| *p != place);
             self.publish();
         }
@@ -398,6 +435,7 @@ impl FlowTable {
     pub fn flush(&mut self) {
         // First the classifier, so that readers have nothing to search while the rest goes.
         self.subtables.clear();
+        self.last = None;
         self.by_mask.clear();
         self.shapes.clear();
         self.publish();
