@@ -87,7 +87,8 @@ pub struct Key {
     pub recirc_id: u32,
     /// Destination address (ETHERNET).
     pub eth_dst: MacAddr,
-    /// Innermost Ethernet type after up to [`VLAN_MAX`] tags (ETHERTYPE), or [`ETH_TYPE_NONE`].
+    /// Innermost Ethernet type after up to [`VLAN_MAX`] tags (ETHERTYPE), or [`ETH_TYPE_NONE`]; 0 behind a tag that is cut
+    /// off (R35).
     pub eth_type: U16,
     /// Source address (ETHERNET).
     pub eth_src: MacAddr,
