@@ -24,6 +24,9 @@ pub enum Command {
     /// Look at NICs.
     #[command(subcommand)]
     Nic(NicCommand),
+    /// Measure speed and memory on this machine.
+    #[command(subcommand)]
+    Bench(crate::bench::BenchCommand),
 }
 
 /// Profile of the simulated NIC.

@@ -1,5 +1,6 @@
 //! The `flowlift` binary's insides: the command line, and the engine that wires softpath, planner, driver and NIC.
 
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod command;

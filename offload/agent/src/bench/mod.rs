@@ -9,6 +9,7 @@ mod flows;
 mod forward;
 mod masks;
 mod traffic;
+mod updates;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -22,6 +23,8 @@ pub enum BenchCommand {
     Masks(masks::MasksArgs),
     /// Put flows into the softpath and delete them, while a reader forwards; and measure their memory.
     Flows(flows::FlowsArgs),
+    /// Insert, replace and delete entries of the simulated NIC, and forward while rules change.
+    Updates(updates::UpdatesArgs),
 }
 
 /// Runs a benchmark and prints its report to the standard output.
@@ -33,6 +36,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Datapath(args) => datapath::run(args),
         BenchCommand::Masks(args) => masks::run(args),
         BenchCommand::Flows(args) => flows::run(args),
+        BenchCommand::Updates(args) => updates::run(args),
     }
 }
 

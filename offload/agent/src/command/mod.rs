@@ -29,6 +29,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         Command::Key(args) => key::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Nic(NicCommand::Show(args)) => nic::show(args),
+        Command::Bench(command) => crate::bench::run(command).map(|()| Outcome::Good),
     }
 }
 
