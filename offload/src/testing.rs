@@ -387,6 +387,9 @@ impl Nic for FakeNic {
     fn tx(&mut self, _: SlowTx, _: &[u8]) -> Result<bool, NicError> {
         Ok(false)
     }
+    fn tx_pending(&self) -> usize {
+        0
+    }
     fn take_unsent(&mut self) -> Vec<(SlowTx, Vec<u8>)> {
         Vec::new()
     }

@@ -78,10 +78,12 @@ impl Planner {
 
     /// All parts of what was under way for a flow are answered.
     fn finish(&mut self, id: FlowId, now_ns: u64) {
-        let Some(slot) = self.slot_mut(id) else { return };
+        let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
         let op = std::mem::take(&mut slot.op);
         let again = std::mem::take(&mut slot.again) || !slot.wanted;
-        match (op, slot.failed) {
+        let failed = slot.failed;
+        self.under_way = self.under_way.saturating_sub(1);
+        match (op, failed) {
             (Op::Insert, None) => {
                 (slot.reason, slot.since_ns) = (None, now_ns);
                 self.set_leads(id, true);
@@ -91,7 +93,7 @@ impl Planner {
                 self.set_leads(id, true);
             }
             (Op::Insert, Some(status)) => return self.insert_failed(id, status, again),
-            (Op::Replace, Some(status)) => return self.replace_failed(id, status),
+            (Op::Replace, Some(status)) => return self.replace_failed(id, status, again),
             (Op::Delete, failed) => return self.deleted(id, failed, again),
             (Op::None, _) => {}
         }
@@ -142,9 +144,9 @@ impl Planner {
     }
 
     /// Some entries have the new actions and some the old ones, or none: they all go, and software has the flow.
-    fn replace_failed(&mut self, id: FlowId, status: UpdateStatus) {
+    fn replace_failed(&mut self, id: FlowId, status: UpdateStatus, again: bool) {
         let Some(slot) = self.slot_mut(id) else { return };
-        let (table, again) = (slot.table, status == UpdateStatus::NotFound);
+        let (table, again) = (slot.table, again || status == UpdateStatus::NotFound);
         slot.reason = Some(match status {
             UpdateStatus::NotFound => Reason::Rewriting,
             UpdateStatus::Rejected(code) => Reason::Rejected { table, code },

@@ -115,6 +115,8 @@ pub struct Planner {
     by_hop: BTreeMap<u32, BTreeSet<FlowId>>,
     /// Flows in hardware that lead to a recirculation ID.
     ways: BTreeMap<u32, u32>,
+    /// Flows with an operation under way.
+    under_way: u32,
     /// Flows that wait for room, by table.
     waiting: BTreeSet<(TableId, FlowId)>,
     /// Who takes the place of a flow that is being evicted.
@@ -153,6 +155,7 @@ impl Planner {
             by_recirc: BTreeMap::new(),
             by_hop: BTreeMap::new(),
             ways: BTreeMap::new(),
+            under_way: 0,
             waiting: BTreeSet::new(),
             promoted: BTreeMap::new(),
             removed: Vec::new(),
@@ -296,10 +299,7 @@ impl Planner {
 
     /// True if nothing is queued and no answer is awaited.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty()
-            && self.outbox.is_empty()
-            && self.unknown_since.is_none()
-            && self.slots.iter().all(|s| s.op == Op::None)
+        self.queue.is_empty() && self.outbox.is_empty() && self.unknown_since.is_none() && self.under_way == 0
     }
 
     /// Takes completions and events, plans what changed, hands updates to the device. Never blocks; call it often.

@@ -12,6 +12,7 @@ impl Planner {
         self.gone |= gone;
         self.unknown_since = None;
         self.reset_wanted = false;
+        self.under_way = 0;
         self.outbox.clear();
         self.promoted.clear();
         self.waiting.clear();

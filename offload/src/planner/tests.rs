@@ -86,6 +86,7 @@ impl Bench {
     }
 
     fn check(&self) {
+        assert!(self.planner.slots.iter().all(|s| s.op == Op::None), "at rest, nothing is under way");
         let mut known = BTreeMap::new();
         for id in (0..self.planner.slots.len() as u32).map(FlowId) {
             self.planner.entries(id).for_each(|e| {

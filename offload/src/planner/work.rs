@@ -118,6 +118,7 @@ impl Planner {
         }
         slot.whole = whole;
         slot.op = Op::Replace;
+        self.under_way += 1;
         slot.generation = slot.generation.wrapping_add(1);
         (slot.pending, slot.failed) = (slot.installed, None);
         let (table, generation) = (slot.table, slot.generation);
@@ -159,6 +160,7 @@ impl Planner {
         self.set_waits(id, false);
         let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
         slot.op = Op::Insert;
+        self.under_way += 1;
         slot.generation = slot.generation.wrapping_add(1);
         slot.pending = (0..plan.entries.len()).fold(0, |bits, n| bits | 1 << n);
         (slot.failed, slot.evicted, slot.table) = (None, false, plan.table);
@@ -187,6 +189,7 @@ impl Planner {
         self.set_leads(id, false);
         let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
         slot.op = Op::Delete;
+        self.under_way += 1;
         slot.after = after;
         slot.generation = slot.generation.wrapping_add(1);
         (slot.pending, slot.failed) = (slot.installed, None);
