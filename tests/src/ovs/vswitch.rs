@@ -27,7 +27,7 @@ const MARKER: [u8; 60] = {
     }
     marker
 };
-const MARKER_MATCH: &str = "recirc_id(0),in_port(1),eth_type(0x88b6)";
+const MARKER_MATCH: &str = "recirc_id(0),in_port(1),eth(),eth_type(0x88b6)";
 /// How long to wait for a socket or a frame, on a machine under heavy load.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(1);
@@ -61,7 +61,7 @@ impl Vswitch {
             finish(Command::new("ovs-vsctl").args(["--timeout=20", &format!("--db={socket}")]).args(args))
         };
         vsctl(&["--no-wait", "init", "--", "set", "Open_vSwitch", ".",
-            // Flows of ours are none that the daemon knows of: no sweep may find them while a test runs.
+            // Flows stay until they are replaced.
             "other_config:max-idle=3600000", "other_config:max-revalidator=3600000",
             // All the tags that a key can hold.
             "other_config:vlan-limit=2"])?;
@@ -81,6 +81,8 @@ impl Vswitch {
         for port in PORTS {
             ensure!(shown.contains(&format!("port {port}: p{port} (dummy)")), "port {port} has another number:\n{shown}");
         }
+        // Flows that are entered as text are none that the daemon knows of: its revalidators would sweep them away.
+        control.run::<&str>("revalidator/pause", &[])?;
         let captures = PORTS.map(|port| Ok((port, Capture::open(&at(&format!("p{port}.pcap")))?))).collect::<Result<_>>()?;
         Ok(Self { control, captures, _daemon: daemon, _database: database, dir })
     }
@@ -99,6 +101,40 @@ impl Vswitch {
             self.control.run("dpctl/add-flow", &[matching, actions])?;
         }
         Ok(())
+    }
+
+    /// Replaces all flows by none, and has these OpenFlow rules, groups first, make the datapath's flows as packets come.
+    pub fn set_rules(&mut self, groups: &[&str], rules: &[&str]) -> Result<()> {
+        let ofctl = |args: &[&str]| {
+            finish(
+                Command::new("ovs-ofctl")
+                    .args(["--timeout=20", "--protocols=OpenFlow15"])
+                    .args(args)
+                    .env("OVS_RUNDIR", self.dir.path()),
+            )
+        };
+        ofctl(&["del-flows", "br0"])?;
+        ofctl(&["del-groups", "br0"])?;
+        for group in groups {
+            ofctl(&["add-group", "br0", group])?;
+        }
+        let marker = "priority=65535,in_port=1,dl_type=0x88b6,actions=output:2,output:3,output:4";
+        for rule in rules.iter().chain([&marker]) {
+            ofctl(&["add-flow", "br0", rule])?;
+        }
+        self.control.run::<&str>("revalidator/purge", &[])?;
+        self.control.run::<&str>("dpctl/del-flows", &[])?;
+        Ok(())
+    }
+
+    /// The datapath's flows but the marker's, as pairs of match and actions.
+    pub fn dump_flows(&mut self) -> Result<Vec<(String, String)>> {
+        let dump = self.control.run::<&str>("dpctl/dump-flows", &[])?;
+        let flow = |line: &str| {
+            let (matching, rest) = line.split_once(", packets:")?;
+            Some((matching.to_string(), rest.split_once(", actions:")?.1.to_string()))
+        };
+        Ok(dump.lines().filter_map(flow).filter(|(matching, _)| !matching.contains("eth_type(0x88b6)")).collect())
     }
 
     /// Has port 1 receive each frame, of at least 14 bytes, and gives what the others sent for it.

@@ -5,34 +5,38 @@ use flowlift_flow::{Frag, Key, Metadata};
 use flowlift_softpath::extract::{KeyBuf, Layers, extract};
 
 /// A frame, and what it looks like to the softpath.
-pub struct Seen {
-    pub name: String,
-    pub bytes: Vec<u8>,
-    pub key: Key,
-    pub layers: Layers,
+pub(crate) struct Seen {
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) key: Key,
+    pub(crate) layers: Layers,
 }
 
 impl Seen {
-    pub fn new(name: String, bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(name: String, bytes: Vec<u8>) -> Self {
         let mut key = KeyBuf::new();
         let layers = extract(&bytes, &Metadata { in_port: 1, ..Metadata::default() }, &mut key);
         Self { name, key: key.key().clone(), layers, bytes }
     }
 
-    /// A flow of ours can be written for it: it is long enough for a port, and no tag is cut off.
-    pub fn matchable(&self) -> bool {
-        self.bytes.len() >= 14 && self.key.eth_type.get() >= 0x0600 && self.key.vlan.iter().all(|tag| tag.tpid.get() == 0 || tag.tci.get() != 0)
+    /// No tag is cut off, and there is an Ethernet type.
+    fn is_matchable(&self) -> bool {
+        self.key.eth_type.get() >= 0x0600
+            && self.key.vlan.iter().all(|tag| tag.tpid.get() == 0 || tag.tci.get() != 0)
+    }
+
+    /// A flow for it can be entered as text: Debian's OVS does not take label stacks and NSH this way.
+    fn has_text(&self) -> bool {
+        self.is_matchable() && !self.key.is_mpls() && !self.is(eth_type::NSH)
     }
 
     /// A match for Ethernet types and tags.
-    pub fn matching(&self) -> String {
+    pub(crate) fn matching(&self) -> String {
         let eth_type = self.key.eth_type.get();
         let empty = match eth_type {
             eth_type::IPV4 => ",ipv4()",
             eth_type::IPV6 => ",ipv6()",
             eth_type::ARP | eth_type::RARP => ",arp()",
-            eth_type::MPLS | eth_type::MPLS_MCAST => ",mpls()",
-            eth_type::NSH => ",nsh()",
             _ => "",
         };
         let inner = format!("eth_type({eth_type:#06x}){empty}");
@@ -40,11 +44,6 @@ impl Seen {
             let (tpid, tci) = (tag.tpid.get(), tag.tci.get());
             format!("eth_type({tpid:#06x}),vlan(vid={},pcp={}),encap({inner})", tci & 0xfff, tci >> 13)
         })
-    }
-
-    /// The datapath hash after these actions.
-    pub fn dp_hash(&self, _actions: &str) -> String {
-        String::new()
     }
 
     fn is(&self, eth_type: u16) -> bool {
@@ -61,12 +60,38 @@ impl Seen {
     }
 }
 
-/// A list of actions to compare.
-pub struct Case {
-    pub actions: &'static str,
-    /// Flows for recirculated packets.
-    pub recirculated: &'static [(&'static str, &'static str)],
-    pub frames: fn(&Seen) -> bool,
+/// How OVS gets the flows.
+pub(crate) enum Flows {
+    /// As text: actions for each kind of frame, and what recirculated packets meet (`{}` stands for the match of the
+    /// frame's kind).
+    Text { actions: &'static str, recirculated: &'static [(&'static str, &'static str)] },
+    /// From OpenFlow rules, for actions that OVS prints but does not take as text. What it then has in its datapath is
+    /// given to flowlift.
+    Rules { groups: &'static [&'static str], rules: &'static [&'static str] },
+}
+
+/// Flows to compare, and on which frames.
+pub(crate) struct Case {
+    pub(crate) flows: Flows,
+    frames: fn(&Seen) -> bool,
+}
+
+impl Case {
+    /// What it does.
+    pub(crate) fn name(&self) -> String {
+        match &self.flows {
+            Flows::Text { actions, .. } => actions.to_string(),
+            Flows::Rules { rules, .. } => rules.join("; "),
+        }
+    }
+
+    pub(crate) fn takes(&self, frame: &Seen) -> bool {
+        let possible = match self.flows {
+            Flows::Text { .. } => frame.has_text(),
+            Flows::Rules { .. } => frame.is_matchable(),
+        };
+        possible && frame.bytes.len() >= 14 && (self.frames)(frame)
+    }
 }
 
 /// Any frame.
@@ -122,11 +147,11 @@ fn nsh(frame: &Seen) -> bool {
 }
 
 const fn case(frames: fn(&Seen) -> bool, actions: &'static str) -> Case {
-    Case { actions, recirculated: &[], frames }
+    Case { flows: Flows::Text { actions, recirculated: &[] }, frames }
 }
 
 /// All cases.
-pub fn all() -> Vec<Case> {
+pub(crate) fn all() -> Vec<Case> {
     let mut cases = vec![
         case(any, "2"),
         case(any, "2,3,4"),
@@ -151,14 +176,9 @@ pub fn all() -> Vec<Case> {
         case(any, "check_pkt_len(size=59,gt(trunc(59),2),le(drop)),4"),
         case(any, "push_vlan(vid=7,pcp=3),check_pkt_len(size=64,gt(2),le(3))"),
         case(any, "ct_clear,2"),
-        case(any, "pop_eth,push_eth(src=0a:00:00:00:00:0a,dst=0b:00:00:00:00:0b),2"),
-        case(any, "push_mpls(label=5,tc=1,ttl=9,bos=1,eth_type=0x8847),2"),
-        case(any, "push_mpls(label=5,tc=1,ttl=9,bos=1,eth_type=0x8848),push_vlan(vid=7,pcp=3),push_mpls(label=6,tc=0,ttl=0,bos=0,eth_type=0x8847),2"),
-        case(any, "push_nsh(flags=1,ttl=63,mdtype=1,np=3,spi=0x123456,si=255,c1=0x1,c2=0x2,c3=0x3,c4=0xffffffff),push_eth(src=0a:00:00:00:00:0a,dst=0b:00:00:00:00:0b),2"),
-        case(any, "push_nsh(flags=0,ttl=1,mdtype=2,np=3,spi=0x1,si=2,md2=0x10000a041234567820001408fedcba9876543210),push_eth(src=0a:00:00:00:00:0a,dst=0b:00:00:00:00:0b),2"),
         case(ipv4, "set(ipv4(src=203.0.113.9,dst=203.0.113.77,proto=6,tos=0xfc,ttl=3,frag=no)),2"),
         case(ipv4, "set(ipv4(src=203.0.113.9)),2"),
-        case(ipv4, "set(ipv4(dst=203.0.113.9/255.0.0.255)),2"),
+        case(ipv4, "set(ipv4(dst=203.0.0.9/255.0.0.255)),2"),
         case(ipv4, "set(ipv4(ttl=63)),2,set(ipv4(tos=0x10/0xfc)),3,set(ipv4(src=0.0.0.0,dst=255.255.255.255)),4"),
         case(ipv4, "set(ipv4(src=192.0.2.1,dst=198.51.100.2,tos=0x28,ttl=64)),2"),
         case(ipv4, "push_vlan(vid=7,pcp=3),set(ipv4(src=203.0.113.9)),2,pop_vlan,pop_vlan,set(ipv4(dst=203.0.113.9)),3"),
@@ -175,19 +195,62 @@ pub fn all() -> Vec<Case> {
         case(icmp, "set(icmp(type=0,code=1)),2"),
         case(icmpv6, "set(icmpv6(type=129,code=255)),2"),
         case(nd, "set(nd(target=2001:db8::c,sll=0c:00:00:00:00:0c,tll=0d:00:00:00:00:0d)),2"),
-        case(nd, "set(nd(target=2001:db8::c)),2,set(nd(sll=0c:00:00:00:00:0c)),3,set(nd(tll=0d:00:00:00:00:0d/ff:ff:00:00:00:00)),4"),
+        case(nd, "set(nd(target=2001:db8::c)),2,set(nd(sll=0c:00:00:00:00:0c)),3,set(nd(tll=0d:00:00:00:00:00/ff:ff:00:00:00:00)),4"),
         case(arp, "set(arp(sip=203.0.113.1,tip=203.0.113.2,op=2,sha=0c:00:00:00:00:0c,tha=0d:00:00:00:00:0d)),2"),
         case(arp, "set(arp(sip=203.0.0.0/255.255.0.0,op=2)),2,set(arp(tha=0d:00:00:00:00:0d)),3"),
-        case(mpls, "pop_mpls(eth_type=0x800),2"),
-        case(mpls, "pop_mpls(eth_type=0x8847),2,pop_mpls(eth_type=0x86dd),3"),
-        case(mpls, "set(mpls(label=77,tc=7,ttl=1,bos=1)),2"),
-        case(mpls, "set(mpls(label=77,ttl=1)),2,push_mpls(label=5,tc=1,ttl=9,bos=0,eth_type=0x8848),3,pop_mpls(eth_type=0x8847),4"),
-        case(nsh, "set(nsh(flags=2,ttl=5,spi=0x123,si=9)),2"),
     ];
     cases.push(Case {
-        actions: "push_vlan(vid=7,pcp=3),recirc(1)",
-        recirculated: &[("recirc_id(1),in_port(1),eth(),eth_type(0x8100),vlan(vid=7,pcp=3),encap({})", "pop_vlan,2")],
-        frames: |frame| frame.key.vlan[1].tpid.get() == 0,
+        flows: Flows::Text {
+            actions: "push_vlan(vid=7,pcp=3),recirc(1)",
+            recirculated: &[(
+                "recirc_id(1),in_port(1),eth(),eth_type(0x8100),vlan(vid=7,pcp=3),encap({})",
+                "pop_vlan,2,recirc(2),3",
+            ), ("recirc_id(2),in_port(1),eth(),{}", "push_vlan(vid=8,pcp=0),4")],
+        },
+        frames: |frame| frame.key.vlan[0].tpid.get() == 0,
     });
+    cases.push(Case {
+        flows: Flows::Text {
+            actions: "set(skb_mark(0x5/0xf)),set(skb_priority(7)),recirc(1)",
+            recirculated: &[("recirc_id(1),skb_priority(7),in_port(1),skb_mark(0x5),eth(),{}", "2")],
+        },
+        frames: any,
+    });
+    cases.extend(rules());
     cases
+}
+
+const fn rule(frames: fn(&Seen) -> bool, rules: &'static [&'static str]) -> Case {
+    Case { flows: Flows::Rules { groups: &[], rules }, frames }
+}
+
+fn whole(frame: &Seen) -> bool {
+    !frame.name.contains(" cut at") && !frame.name.contains("off by") && !frame.name.contains("length")
+}
+
+fn rules() -> Vec<Case> {
+    const SELECT: &str = "group_id=1,type=select,bucket=weight:1,actions=output:2,bucket=weight:1,actions=output:3,bucket=weight:1,actions=output:4";
+    vec![
+        rule(whole, &["in_port=1,actions=push_mpls:0x8847,set_field:5->mpls_label,set_field:3->mpls_tc,output:2"]),
+        rule(whole, &["in_port=1,actions=push_mpls:0x8848,set_field:5->mpls_label,push_mpls:0x8848,set_field:6->mpls_label,output:2,push_vlan:0x8100,set_field:4103->vlan_vid,output:3"]),
+        rule(mpls, &["in_port=1,dl_type=0x8847,actions=set_field:77->mpls_label,set_field:7->mpls_tc,output:2,set_mpls_ttl(9),output:3"]),
+        rule(mpls, &["in_port=1,dl_type=0x8847,mpls_bos=1,actions=pop_mpls:0x0800,output:2", "in_port=1,dl_type=0x8847,mpls_bos=0,actions=pop_mpls:0x8847,output:3"]),
+        rule(mpls, &["in_port=1,dl_type=0x8847,mpls_bos=1,actions=pop_mpls:0x0800,dec_ttl,set_field:203.0.113.5->ip_dst,output:2"]),
+        rule(|f| whole(f) && f.key.is_ip(), &["in_port=1,ip,actions=dec_ttl,output:2", "in_port=1,ipv6,actions=dec_ttl,output:2"]),
+        Case {
+            flows: Flows::Rules { groups: &[SELECT], rules: &["in_port=1,actions=group:1"] },
+            frames: whole,
+        },
+        Case {
+            flows: Flows::Rules {
+                groups: &["group_id=1,type=select,selection_method=dp_hash,bucket=weight:1,actions=output:2,bucket=weight:9,actions=output:3"],
+                rules: &["in_port=1,ip,actions=set_field:203.0.113.5->ip_dst,group:1", "in_port=1,actions=group:1"],
+            },
+            frames: whole,
+        },
+        rule(|f| whole(f) && nsh(f), &["in_port=1,dl_type=0x894f,nsh_np=3,actions=decap(),decap(),output:2"]),
+        rule(|f| whole(f) && nsh(f), &["in_port=1,dl_type=0x894f,actions=set_field:0x1234->nsh_spi,set_field:7->nsh_si,set_field:5->nsh_ttl,set_field:0x11223344->nsh_c1,output:2"]),
+        rule(whole, &["in_port=1,actions=encap(nsh(md_type=2,tlv(0x1000,10,0x12345678))),set_field:0x1234->nsh_spi,encap(ethernet),output:2"]),
+        rule(whole, &["in_port=1,actions=encap(nsh(md_type=1)),set_field:0x1234->nsh_spi,set_field:0x11223344->nsh_c1,encap(ethernet),set_field:11:22:33:44:55:66->dl_dst,output:2"]),
+    ]
 }

@@ -1,14 +1,14 @@
 //! The softpath's actions against Open vSwitch's own user-space datapath (Debian's): the same flows, the same frames, the
 //! same bytes out of the same ports.
 //!
-//! Each [`Case`] is a list of actions in OVS's text form, with the flows that its recirculations meet, and a choice of
+//! Each [`cases::Case`] is a list of actions in OVS's text form, with the flows that its recirculations meet, and a choice of
 //! frames. Every frame of the choice gets a flow that matches its Ethernet types and tags; both datapaths get that text.
 //! [`DIFFERENCES`] names each difference that is meant, and the test fails if one of them no longer occurs.
 
 mod cases;
 mod ours;
 
-use cases::{Case, Seen};
+use cases::{Flows, Seen};
 use flowlift_tests::frames;
 use flowlift_tests::ovs::{Sent, Vswitch};
 use std::collections::BTreeSet;
@@ -18,7 +18,7 @@ use std::path::Path;
 struct Difference {
     /// What OVS does, and why flowlift does not.
     why: &'static str,
-    applies: fn(actions: &str, frame: &Seen) -> bool,
+    applies: fn(case: &str, frame: &Seen) -> bool,
 }
 
 const DIFFERENCES: [Difference; 0] = [];
@@ -47,24 +47,37 @@ fn actions_do_what_open_vswitch_does() {
     let mut met = vec![false; DIFFERENCES.len()];
     let (mut compared, mut wrong) = (0, Vec::new());
     for case in cases::all() {
-        let chosen: Vec<&Seen> = all.iter().filter(|frame| frame.matchable() && (case.frames)(frame)).collect();
-        assert!(!chosen.is_empty(), "no frame for {}", case.actions);
-        let flows = flows(&case, &chosen);
-        vswitch.set_flows(flows.iter().map(|(m, a)| (m.as_str(), a.as_str()))).unwrap();
-        let table = ours::Table::parse(&flows);
+        let name = case.name();
+        let chosen: Vec<&Seen> = all.iter().filter(|frame| case.takes(frame)).collect();
+        assert!(!chosen.is_empty(), "no frame for {name}");
         let bytes: Vec<&[u8]> = chosen.iter().map(|frame| &frame.bytes[..]).collect();
-        let theirs = vswitch.receive(&bytes).unwrap_or_else(|e| panic!("{}: {e:#}", case.actions));
+        let receive = |vswitch: &mut Vswitch| vswitch.receive(&bytes).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        let (theirs, flows) = match &case.flows {
+            Flows::Text { actions, recirculated } => {
+                let flows = flows_of(actions, recirculated, &chosen);
+                vswitch.set_flows(flows.iter().map(|(m, a)| (m.as_str(), a.as_str()))).unwrap();
+                (receive(&mut vswitch), flows)
+            }
+            Flows::Rules { groups, rules } => {
+                vswitch.set_rules(groups, rules).unwrap();
+                (receive(&mut vswitch), vswitch.dump_flows().unwrap())
+            }
+        };
+        let table = ours::Table::parse(&flows);
         for (frame, theirs) in chosen.into_iter().zip(theirs) {
             compared += 1;
             let ours = table.run(&frame.bytes);
             if ours == theirs {
                 continue;
             }
-            match DIFFERENCES.iter().position(|d| (d.applies)(case.actions, frame)) {
+            match DIFFERENCES.iter().position(|d| (d.applies)(&name, frame)) {
                 Some(known) => met[known] = true,
                 None => wrong.push(format!(
-                    "{}\n  {}: {}\n  OVS sends\n{}  flowlift sends\n{}",
-                    case.actions, frame.name, hex(&frame.bytes[..frame.bytes.len().min(160)]), show(&theirs), show(&ours)
+                    "{name}\n  {}: {}\n  OVS sends\n{}  flowlift sends\n{}",
+                    frame.name,
+                    hex(&frame.bytes[..frame.bytes.len().min(160)]),
+                    show(&theirs),
+                    show(&ours)
                 )),
             }
         }
@@ -77,22 +90,13 @@ fn actions_do_what_open_vswitch_does() {
     println!("{compared} frames compared, {} differences explained", DIFFERENCES.len());
 }
 
-/// One flow per kind of frame, and those that the case's recirculations meet; `{}` in their match stands for the frame's
-/// own.
-fn flows(case: &Case, chosen: &[&Seen]) -> Vec<(String, String)> {
+/// One flow per kind of frame, and those that recirculated packets meet.
+fn flows_of(actions: &str, recirculated: &[(&str, &str)], chosen: &[&Seen]) -> Vec<(String, String)> {
     let kinds: BTreeSet<String> = chosen.iter().map(|frame| frame.matching()).collect();
     let mut flows = Vec::new();
     for kind in &kinds {
-        flows.push((format!("recirc_id(0),in_port(1),eth(),{kind}"), case.actions.to_string()));
-    }
-    let mut again = BTreeSet::new();
-    for (matching, actions) in case.recirculated {
-        for frame in chosen {
-            let matching = matching.replace("{}", &frame.matching()).replace("{hash}", &frame.dp_hash(case.actions));
-            if again.insert(matching.clone()) {
-                flows.push((matching, actions.to_string()));
-            }
-        }
+        flows.push((format!("recirc_id(0),in_port(1),eth(),{kind}"), actions.to_string()));
+        flows.extend(recirculated.iter().map(|(matching, then)| (matching.replace("{}", kind), then.to_string())));
     }
     flows
 }

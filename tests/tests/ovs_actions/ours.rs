@@ -8,7 +8,7 @@ use flowlift_softpath::packet::Packet;
 use flowlift_tests::ovs::Sent;
 
 /// Flows as text, compiled.
-pub struct Table(Vec<(Match, Program)>);
+pub(crate) struct Table(Vec<(Match, Program)>);
 
 struct Run<'t> {
     table: &'t Table,
@@ -16,7 +16,7 @@ struct Run<'t> {
 }
 
 impl Table {
-    pub fn parse(flows: &[(String, String)]) -> Self {
+    pub(crate) fn parse(flows: &[(String, String)]) -> Self {
         Self(
             flows
                 .iter()
@@ -30,7 +30,7 @@ impl Table {
     }
 
     /// What a frame that port 1 receives makes the ports send.
-    pub fn run(&self, frame: &[u8]) -> Sent {
+    pub(crate) fn run(&self, frame: &[u8]) -> Sent {
         let mut run = Run { table: self, sent: Sent::new() };
         let mut packet = Packet::new();
         packet.fill(frame, Metadata { in_port: 1, ..Metadata::default() });
