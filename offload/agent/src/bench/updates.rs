@@ -25,7 +25,7 @@ use flowlift_sim::{HostClock, Profile};
 use flowlift_softpath::{Config, Datapath, FlowId};
 use serde::Serialize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// An update that has no answer for so long will not get one.
@@ -82,8 +82,10 @@ struct Report {
 struct Phase {
     /// Per second by the clock.
     per_s: f64,
-    /// Per second of the driver thread's CPU time, waiting included.
+    /// Per second of CPU time that the driver worked, not waited: what its core could do.
     per_driver_cpu_s: f64,
+    /// Per second of CPU time that the device worked.
+    per_device_cpu_s: f64,
     /// From the submission to the answer, in microseconds.
     latency_us: Percentiles,
 }
@@ -109,9 +111,10 @@ impl std::fmt::Display for Report {
         {
             writeln!(
                 f,
-                "{name:9} {:.2} M/s, {:.2} M per second of the driver's CPU time; answered after {}",
+                "{name:9} {:.2} M/s; {:.2} M per CPU second of the driver, {:.2} M of the device; answered after {}",
                 phase.per_s / 1e6,
                 phase.per_driver_cpu_s / 1e6,
+                phase.per_device_cpu_s / 1e6,
                 phase.latency_us
             )?;
         }
@@ -128,6 +131,8 @@ impl std::fmt::Display for Report {
 struct Card {
     function: Arc<InProc<flowlift_sim::Fl1>>,
     stop: AtomicBool,
+    /// CPU time in nanoseconds of the steps in which [`Self::work`] found something to do.
+    busy_ns: AtomicU64,
 }
 
 impl Card {
@@ -139,14 +144,22 @@ impl Card {
         };
         let device = flowlift_sim::Fl1::new(Profile::large(), config);
         let config = InProcConfig { name: "simulated FL1".into(), ..InProcConfig::default() };
-        Ok(Self { function: InProc::new(device, config)?, stop: AtomicBool::new(false) })
+        Ok(Self {
+            function: InProc::new(device, config)?,
+            stop: AtomicBool::new(false),
+            busy_ns: AtomicU64::new(0),
+        })
     }
 
     /// The device, until [`Self::stop`] is set.
     fn work(&self) {
         while !self.stop.load(Ordering::Relaxed) {
+            let start = cpu::thread_time();
             if self.function.model().step().is_idle() {
                 std::hint::spin_loop();
+            } else {
+                let spent = (cpu::thread_time() - start).as_nanos() as u64;
+                self.busy_ns.fetch_add(spent, Ordering::Relaxed);
             }
         }
     }
@@ -251,17 +264,19 @@ fn unexpected(events: &mut Vec<NicEvent>) -> Result<()> {
 }
 
 /// Puts `number` updates through the driver, and waits for all answers.
-fn phase(nic: &mut Fl1, args: &UpdatesArgs, make: impl Fn(u32) -> Update) -> Result<Phase> {
+fn phase(nic: &mut Fl1, card: &Card, args: &UpdatesArgs, make: impl Fn(u32) -> Update) -> Result<Phase> {
     let number = args.entries;
+    let device_before = card.busy_ns.load(Ordering::Relaxed);
     // When each was submitted; `None` before, and once it is answered.
     let mut submitted: Vec<Option<Instant>> = vec![None; number as usize];
     let mut latencies = Vec::with_capacity(number as usize);
     let (mut results, mut events) = (Vec::new(), Vec::new());
     let mut queue: Vec<Update> = Vec::with_capacity(args.batch as usize);
     let (mut made, mut sent) = (0u32, 0u32);
-    let (start, cpu) = (Instant::now(), cpu::thread_time());
-    let mut last = start;
+    let (start, mut busy) = (Instant::now(), Duration::ZERO);
+    let (mut last, mut turn) = (start, cpu::thread_time());
     while latencies.len() < number as usize {
+        let sent_before = sent;
         let open = sent - latencies.len() as u32;
         if queue.is_empty() {
             let end = number.min(made + args.batch);
@@ -287,19 +302,30 @@ fn phase(nic: &mut Fl1, args: &UpdatesArgs, make: impl Fn(u32) -> Update) -> Res
                 "{} of {sent} updates are answered, and no more come",
                 latencies.len()
             );
-            std::hint::spin_loop();
-            continue;
+        } else {
+            last = now;
         }
-        last = now;
+        let idle = results.is_empty() && sent == sent_before;
         for result in results.drain(..) {
             let n = check(&result, submitted.len())?;
             let at = submitted[n].take();
             latencies.push(now - at.with_context(|| format!("a second answer for update {n}"))?);
         }
+        let now = cpu::thread_time();
+        if !idle {
+            busy += now - turn;
+        }
+        turn = now;
     }
-    let (wall, cpu) = (start.elapsed(), cpu::thread_time() - cpu);
+    let wall = start.elapsed();
+    let device = Duration::from_nanos(card.busy_ns.load(Ordering::Relaxed) - device_before);
     let rate = |time: Duration| f64::from(number) / time.as_secs_f64();
-    Ok(Phase { per_s: rate(wall), per_driver_cpu_s: rate(cpu), latency_us: Percentiles::of(latencies) })
+    Ok(Phase {
+        per_s: rate(wall),
+        per_driver_cpu_s: rate(busy),
+        per_device_cpu_s: rate(device),
+        latency_us: Percentiles::of(latencies),
+    })
 }
 
 /// Part one: inserts, replaces, deletes.
@@ -316,9 +342,9 @@ fn phases(args: &UpdatesArgs, cores: &[usize]) -> Result<[Phase; 3]> {
             let mut nic = card.open()?;
             let entries = Entries::new(&nic.caps().tables)?;
             let phases = [
-                phase(&mut nic, args, |n| entries.insert(n)).context("inserts")?,
-                phase(&mut nic, args, |n| entries.replace(n)).context("replaces")?,
-                phase(&mut nic, args, |n| entries.delete(n)).context("deletes")?,
+                phase(&mut nic, &card, args, |n| entries.insert(n)).context("inserts")?,
+                phase(&mut nic, &card, args, |n| entries.replace(n)).context("replaces")?,
+                phase(&mut nic, &card, args, |n| entries.delete(n)).context("deletes")?,
             ];
             let violations = nic.violations()?;
             ensure!(violations.total == 0, "the device noticed {violations:?}");
