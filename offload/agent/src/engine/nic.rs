@@ -245,11 +245,9 @@ impl NicRun {
         moved |= self.slow_path()?;
         let table = Table { datapath: &self.datapath, flows: &self.flows };
         self.planner.pump(&mut self.nic, &table, self.clock.now_ns());
-        if self.nic.state() != NicState::Ready {
-            // Whatever a failed device was given and did not send goes first: it came first.
-            for packet in self.nic.take_unsent().into_iter().rev() {
-                self.route.unsent.push_front(packet);
-            }
+        // What a failed device was given and did not send comes first again, and by now it may have been reset.
+        for packet in self.nic.take_unsent().into_iter().rev() {
+            self.route.unsent.push_front(packet);
         }
         if self.nic.state() == NicState::Gone {
             moved |= self.survive()?;
