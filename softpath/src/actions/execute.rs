@@ -1,12 +1,12 @@
 //! Running a [`Program`] on a packet.
 
-use super::l3::Ttl;
+use super::l3::{IPV6_LEN, Ttl};
 use super::state::Headers;
 use super::{
     ActionUpcall, Bits, Block, CheckPktLen, Code, Context, DropReason, Op, Program, PsampleRecord, Sink,
     hash, l2, l3, l4,
 };
-use crate::extract::{KeyBuf, Layers, extract};
+use crate::extract::{KeyBuf, L3Kind, L4Kind, Layers, extract};
 use crate::packet::{FlowHash, Packet};
 use flowlift_flow::Key;
 use flowlift_flow::action::HashAlg;
@@ -26,7 +26,7 @@ pub fn execute<S: Sink>(
         Code::Output(port) => sink.output(*port, packet.take_for_output()),
         Code::List(ops) if ops.is_empty() => sink.dropped(DropReason::NoActions),
         Code::List(ops) => {
-            let mut run = Run { key, probability: u32::MAX, ctx, sink };
+            let mut run = Run { key, layers, probability: u32::MAX, ctx, sink };
             run.list(ops, packet, Headers::new(packet, key, layers), true);
         }
     }
@@ -35,6 +35,7 @@ pub fn execute<S: Sink>(
 /// What all lists of one execution share.
 struct Run<'a, S> {
     key: &'a Key,
+    layers: &'a Layers,
     /// Probability of the innermost sample action.
     probability: u32,
     ctx: &'a mut Context,
@@ -112,9 +113,9 @@ impl<S: Sink> Run<'_, S> {
                 packet.cut_next = true;
             }
             Op::Hash { alg, basis, edited } => {
-                packet.metadata.dp_hash = self.dp_hash(packet, *alg, *basis, *edited)
+                packet.metadata.dp_hash = self.dp_hash(packet, headers, *alg, *basis, *edited)
             }
-            Op::Recirc { id, edited } => self.recirc(packet, *id, *edited, last),
+            Op::Recirc { id, edited } => self.recirc(packet, headers, *id, *edited, last),
             Op::Sample { probability, block } => {
                 if self.chosen(*probability) {
                     let outer = std::mem::replace(&mut self.probability, *probability);
@@ -183,11 +184,11 @@ impl<S: Sink> Run<'_, S> {
         };
     }
 
-    fn recirc(&mut self, packet: &mut Packet, id: u32, edited: bool, last: bool) {
+    fn recirc(&mut self, packet: &mut Packet, headers: &Headers, id: u32, edited: bool, last: bool) {
         // OVS takes the five-tuple hash of a packet when it first sees it; before headers that changed are parsed again,
         // the key at hand is the last chance to do so.
         if edited && packet.flow_hash == FlowHash::Unknown {
-            packet.flow_hash = FlowHash::Known(hash::five_tuple(self.key, 0));
+            packet.flow_hash = FlowHash::Known(self.first_hash(packet, headers));
         }
         let mut copy = (!last).then(|| self.ctx.copy_of(packet));
         let recirculated = copy.as_mut().unwrap_or(packet);
@@ -202,18 +203,37 @@ impl<S: Sink> Run<'_, S> {
         }
     }
 
-    fn dp_hash(&mut self, packet: &mut Packet, alg: HashAlg, basis: u32, edited: bool) -> u32 {
+    fn dp_hash(
+        &mut self,
+        packet: &mut Packet,
+        headers: &Headers,
+        alg: HashAlg,
+        basis: u32,
+        edited: bool,
+    ) -> u32 {
         match (alg, packet.flow_hash) {
             (HashAlg::L4, FlowHash::Known(five_tuple)) => hash::rebase(five_tuple, basis),
             (HashAlg::L4, FlowHash::Unknown) => {
-                let five_tuple = hash::five_tuple(self.key, 0);
+                let five_tuple = self.first_hash(packet, headers);
                 packet.flow_hash = FlowHash::Known(five_tuple);
                 hash::rebase(five_tuple, basis)
             }
-            (HashAlg::L4, FlowHash::Stale) => hash::five_tuple(&self.current_key(packet), basis),
+            (HashAlg::L4, FlowHash::Stale) => {
+                let key = self.current_key(packet);
+                hash::five_tuple(&key, key.ip_proto, basis)
+            }
             (HashAlg::SymL4, _) if edited => hash::symmetric(&self.current_key(packet), basis),
             (HashAlg::SymL4, _) => hash::symmetric(self.key, basis),
         }
+    }
+
+    /// The five-tuple hash that OVS takes on reception. Of an IPv6 packet with a whole TCP or UDP header it takes the
+    /// first next header for the protocol, which is another one where extension headers follow.
+    fn first_hash(&self, packet: &Packet, headers: &Headers) -> u32 {
+        let ported = matches!(self.layers.l4_kind, L4Kind::Tcp | L4Kind::Udp);
+        let first =
+            packet.header(headers.l3, IPV6_LEN).filter(|_| ported && self.layers.l3_kind == L3Kind::Ipv6);
+        hash::five_tuple(self.key, first.map_or(self.key.ip_proto, |header| header[6]), 0)
     }
 
     /// The key of the packet as it is now.

@@ -33,8 +33,8 @@ pub(super) fn rebase(five_tuple: u32, basis: u32) -> u32 {
     finish(add(add(five_tuple, 0), basis), 8)
 }
 
-/// Addresses, protocol and ports.
-pub(super) fn five_tuple(key: &Key, basis: u32) -> u32 {
+/// Addresses, ports, and `proto` for the protocol; the key's own protocol decides whether there are ports.
+pub(super) fn five_tuple(key: &Key, proto: u8, basis: u32) -> u32 {
     let mut hash = basis;
     match key.eth_type.get() {
         eth_type::IPV6 => hash = add_bytes(add_bytes(hash, &key.ipv6_src), &key.ipv6_dst),
@@ -44,7 +44,7 @@ pub(super) fn five_tuple(key: &Key, basis: u32) -> u32 {
         }
         _ => return finish(hash, FIVE_TUPLE),
     }
-    hash = add(hash, u32::from(key.ip_proto));
+    hash = add(hash, u32::from(proto));
     if let ip_proto::TCP | ip_proto::UDP | ip_proto::SCTP | ip_proto::ICMP | ip_proto::ICMPV6 = key.ip_proto {
         let ([a, b], [c, d]) = (key.tp_src.to_bytes(), key.tp_dst.to_bytes());
         hash = add(hash, u32::from_le_bytes([a, b, c, d]));

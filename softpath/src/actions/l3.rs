@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 const IPV4_LEN: usize = 20;
 const IPV4_CHECKSUM: usize = 10;
-const IPV6_LEN: usize = 40;
+pub(super) const IPV6_LEN: usize = 40;
 /// ARP for IPv4 over Ethernet.
 const ARP_LEN: usize = 28;
 /// Offset of ARP's operation, the first field that can be set.

@@ -22,7 +22,10 @@ pub(super) fn checksum(bytes: &[u8], pseudo: u32) -> u16 {
 
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 },
+        )
     })
 }
 
@@ -64,7 +67,8 @@ pub struct Message {
 
 /// A TCP segment.
 pub fn tcp(options: usize, payload: &[u8]) -> Message {
-    let mut bytes = vec![0x30, 0x39, 0, 80, 0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1, 0, 0x18, 0xfa, 0xf0, 0, 0, 0, 0];
+    let mut bytes =
+        vec![0x30, 0x39, 0, 80, 0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1, 0, 0x18, 0xfa, 0xf0, 0, 0, 0, 0];
     bytes[12] = (5 + options as u8) << 4;
     bytes.extend(vec![1; 4 * options]);
     bytes.extend(payload);
@@ -167,7 +171,8 @@ pub struct Ipv6<'a> {
 
 /// The source and destination of every IPv6 packet.
 const V6_ADDRESSES: [u8; 32] = [
-    0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x11, 0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x22,
+    0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x11, 0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+    0, 0, 0x22,
 ];
 
 impl Ipv6<'_> {

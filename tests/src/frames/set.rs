@@ -37,8 +37,10 @@ pub fn read_pcap(path: &Path) -> Result<Vec<Vec<u8>>> {
     ensure!(little || bytes.starts_with(&[0xa1, 0xb2, 0xc3, 0xd4]), "{} is no pcap file", path.display());
     let (mut frames, mut rest) = (Vec::new(), bytes.get(24..).unwrap_or_default());
     while let Some(&[a, b, c, d]) = rest.get(8..12).and_then(|len| len.first_chunk()) {
-        let len = if little { u32::from_le_bytes([a, b, c, d]) } else { u32::from_be_bytes([a, b, c, d]) } as usize;
-        frames.push(rest.get(16..16 + len).with_context(|| format!("{} is cut off", path.display()))?.to_vec());
+        let len =
+            if little { u32::from_le_bytes([a, b, c, d]) } else { u32::from_be_bytes([a, b, c, d]) } as usize;
+        frames
+            .push(rest.get(16..16 + len).with_context(|| format!("{} is cut off", path.display()))?.to_vec());
         rest = &rest[16 + len..];
     }
     Ok(frames)
@@ -47,8 +49,11 @@ pub fn read_pcap(path: &Path) -> Result<Vec<Vec<u8>>> {
 struct Set(Vec<Named>);
 
 /// Tags by what they are called.
-const TAGS: [(&str, &[Tag]); 3] =
-    [("untagged", &[]), ("tagged", &[(0x8100, 0x6005)]), ("double-tagged", &[(0x88a8, 0x0064), (0x8100, 0x2007)])];
+const TAGS: [(&str, &[Tag]); 3] = [
+    ("untagged", &[]),
+    ("tagged", &[(0x8100, 0x6005)]),
+    ("double-tagged", &[(0x88a8, 0x0064), (0x8100, 0x2007)]),
+];
 
 fn messages() -> Vec<(&'static str, Message)> {
     vec![
@@ -97,7 +102,10 @@ impl Set {
                     let mut packet = Ipv4::default().packet(message.clone());
                     let at = if name == "TCP" { 36 } else { 26 };
                     packet[at..at + 2].copy_from_slice(&(value ^ flip).to_be_bytes());
-                    self.add(format!("IPv4 {name} with checksum {:#x}", value ^ flip), ethernet(&[], IPV4, &packet));
+                    self.add(
+                        format!("IPv4 {name} with checksum {:#x}", value ^ flip),
+                        ethernet(&[], IPV4, &packet),
+                    );
                 }
             }
         }
@@ -125,7 +133,9 @@ impl Set {
             (" hop-by-hop and first fragment", &[(0, &[0, 1, 4, 0, 0, 0, 0]), (44, &[0, 0, 1, 0, 0, 0, 5])]),
         ];
         for (tag, tags) in TAGS {
-            for (name, message) in messages().into_iter().chain([("ICMPv6", icmp(true, 128, 0, b"\0\x01\0\x02echo"))]) {
+            for (name, message) in
+                messages().into_iter().chain([("ICMPv6", icmp(true, 128, 0, b"\0\x01\0\x02echo"))])
+            {
                 for (chain, extensions) in chains {
                     let packet = Ipv6 { extensions, ..Ipv6::default() }.packet(message.clone());
                     self.add(format!("{tag} IPv6{chain} {name}"), ethernet(tags, IPV6, &packet));
@@ -133,7 +143,10 @@ impl Set {
                 let mut packet = Ipv6 { flip: 0x2222, ..Ipv6::default() }.packet(message.clone());
                 self.add(format!("{tag} IPv6 {name} with wrong checksum"), ethernet(tags, IPV6, &packet));
                 packet.extend([0x55; 9]);
-                self.add(format!("{tag} IPv6 {name} padded, with wrong checksum"), ethernet(tags, IPV6, &packet));
+                self.add(
+                    format!("{tag} IPv6 {name} padded, with wrong checksum"),
+                    ethernet(tags, IPV6, &packet),
+                );
             }
             for (name, message) in &discovery {
                 let packet = Ipv6::default().packet(message.clone());
@@ -143,7 +156,9 @@ impl Set {
         let active: &[u8] = &[2, 4, 1, 0, 0, 0, 0, 0x20, 1, 0xd, 0xb8, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x33];
         for (name, message) in messages() {
             let atomic: &[u8] = &[0, 0, 0, 0, 0, 0, 5];
-            for (kind, extension) in [("an active routing header", (43, active)), ("an atomic fragment header", (44, atomic))] {
+            for (kind, extension) in
+                [("an active routing header", (43, active)), ("an atomic fragment header", (44, atomic))]
+            {
                 let packet = Ipv6 { extensions: &[extension], ..Ipv6::default() }.packet(message.clone());
                 self.add(format!("IPv6 with {kind} {name}"), ethernet(&[], IPV6, &packet));
             }
@@ -162,8 +177,16 @@ impl Set {
             add("ARP with a large operation", ARP, &arp(0x1234));
             add("RARP", RARP, &arp(3));
             add("one label on IPv4", MPLS, &label_stack(&[(100, 1, 64)], &ip));
-            add("three labels on IPv4", MPLS, &label_stack(&[(100, 1, 64), (16, 0, 3), (1_048_575, 7, 255)], &ip));
-            add("five labels on IPv6", MPLS, &label_stack(&[(1, 0, 64), (2, 0, 3), (3, 7, 2), (4, 0, 1), (5, 0, 9)], &ip6));
+            add(
+                "three labels on IPv4",
+                MPLS,
+                &label_stack(&[(100, 1, 64), (16, 0, 3), (1_048_575, 7, 255)], &ip),
+            );
+            add(
+                "five labels on IPv6",
+                MPLS,
+                &label_stack(&[(1, 0, 64), (2, 0, 3), (3, 7, 2), (4, 0, 1), (5, 0, 9)], &ip6),
+            );
             add("NSH on IPv4", NSH, &nsh(true, 1, &ip));
             add("NSH on Ethernet", NSH, &nsh(true, 3, &ethernet(&[], IPV4, &ip)));
             add("NSH of type 2 on IPv6", NSH, &nsh(false, 2, &ip6));
@@ -187,7 +210,10 @@ impl Set {
         }
         for len in 14..26 {
             self.add(format!("double tag cut at {len}"), cut_ethernet(TAGS[2].1, IPV4, &ip, len));
-            self.add(format!("label cut at {len}"), cut_ethernet(&[], MPLS, &label_stack(&[(9, 0, 9), (8, 0, 8)], &ip), len));
+            self.add(
+                format!("label cut at {len}"),
+                cut_ethernet(&[], MPLS, &label_stack(&[(9, 0, 9), (8, 0, 8)], &ip), len),
+            );
         }
         for longer in [-1, -8, -30, 1, 100] {
             let packet = Ipv4 { longer, ..Ipv4::default() }.packet(tcp(0, b"hello"));

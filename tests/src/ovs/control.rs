@@ -26,7 +26,8 @@ struct Answer {
 impl Control {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).with_context(|| format!("connecting to {}", path.display()))?;
+        let stream =
+            UnixStream::connect(path).with_context(|| format!("connecting to {}", path.display()))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let answers = serde_json::Deserializer::from_reader(BufReader::new(stream.try_clone()?));
         Ok(Self { stream, answers })
@@ -36,8 +37,11 @@ impl Control {
     pub fn run<A: AsRef<str>>(&mut self, command: &str, args: &[A]) -> Result<String> {
         let params: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let request = json!({ "id": 0, "method": command, "params": params });
-        self.stream.write_all(request.to_string().as_bytes()).with_context(|| format!("sending {command}"))?;
-        let answer = Answer::deserialize(&mut self.answers).with_context(|| format!("the answer to {command}"))?;
+        self.stream
+            .write_all(request.to_string().as_bytes())
+            .with_context(|| format!("sending {command}"))?;
+        let answer =
+            Answer::deserialize(&mut self.answers).with_context(|| format!("the answer to {command}"))?;
         match (answer.result, answer.error) {
             (Some(result), _) => Ok(result),
             (None, Some(Value::String(error))) => bail!("{command} {params:?}: {}", error.trim()),

@@ -53,37 +53,62 @@ impl Vswitch {
         finish(Command::new("ovsdb-tool").args(["create", &path(&at("conf.db")), schema]))
             .context("creating a database (is openvswitch-switch installed? tests/run ovs installs it)")?;
         let socket = format!("unix:{}", path(&at("db.sock")));
-        let database = Daemon::start(dir.path(), "ovsdb-server", &[
-            path(&at("conf.db")),
-            format!("--remote=p{socket}"),
-        ])?;
+        let database = Daemon::start(
+            dir.path(),
+            "ovsdb-server",
+            &[path(&at("conf.db")), format!("--remote=p{socket}")],
+        )?;
         let vsctl = |args: &[&str]| {
             finish(Command::new("ovs-vsctl").args(["--timeout=20", &format!("--db={socket}")]).args(args))
         };
-        vsctl(&["--no-wait", "init", "--", "set", "Open_vSwitch", ".",
+        vsctl(&[
+            "--no-wait",
+            "init",
+            "--",
+            "set",
+            "Open_vSwitch",
+            ".",
             // Flows stay until they are replaced.
-            "other_config:max-idle=3600000", "other_config:max-revalidator=3600000",
+            "other_config:max-idle=3600000",
+            "other_config:max-revalidator=3600000",
             // All the tags that a key can hold.
-            "other_config:vlan-limit=2"])?;
-        let daemon = Daemon::start(dir.path(), "ovs-vswitchd", &[
-            socket.clone(),
-            "--enable-dummy".into(),
-            "--disable-system".into(),
+            "other_config:vlan-limit=2",
         ])?;
+        let daemon = Daemon::start(
+            dir.path(),
+            "ovs-vswitchd",
+            &[socket.clone(), "--enable-dummy".into(), "--disable-system".into()],
+        )?;
         vsctl(&["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=dummy", "fail_mode=secure"])?;
         for port in PORTS {
             let (name, capture) = (format!("p{port}"), at(&format!("p{port}.pcap")));
-            vsctl(&["add-port", "br0", &name, "--", "set", "Interface", &name, "type=dummy", "mtu_request=65535",
-                &format!("ofport_request={port}"), &format!("options:tx_pcap={}", path(&capture))])?;
+            vsctl(&[
+                "add-port",
+                "br0",
+                &name,
+                "--",
+                "set",
+                "Interface",
+                &name,
+                "type=dummy",
+                "mtu_request=65535",
+                &format!("ofport_request={port}"),
+                &format!("options:tx_pcap={}", path(&capture)),
+            ])?;
         }
         let mut control = Control::connect(&at("ovs-vswitchd.ctl"))?;
         let shown = control.run::<&str>("dpctl/show", &[])?;
         for port in PORTS {
-            ensure!(shown.contains(&format!("port {port}: p{port} (dummy)")), "port {port} has another number:\n{shown}");
+            ensure!(
+                shown.contains(&format!("port {port}: p{port} (dummy)")),
+                "port {port} has another number:\n{shown}"
+            );
         }
         // Flows that are entered as text are none that the daemon knows of: its revalidators would sweep them away.
         control.run::<&str>("revalidator/pause", &[])?;
-        let captures = PORTS.map(|port| Ok((port, Capture::open(&at(&format!("p{port}.pcap")))?))).collect::<Result<_>>()?;
+        let captures = PORTS
+            .map(|port| Ok((port, Capture::open(&at(&format!("p{port}.pcap")))?)))
+            .collect::<Result<_>>()?;
         Ok(Self { control, captures, _daemon: daemon, _database: database, dir })
     }
 
@@ -134,7 +159,11 @@ impl Vswitch {
             let (matching, rest) = line.split_once(", packets:")?;
             Some((matching.to_string(), rest.split_once(", actions:")?.1.to_string()))
         };
-        Ok(dump.lines().filter_map(flow).filter(|(matching, _)| !matching.contains("eth_type(0x88b6)")).collect())
+        Ok(dump
+            .lines()
+            .filter_map(flow)
+            .filter(|(matching, _)| !matching.contains("eth_type(0x88b6)"))
+            .collect())
     }
 
     /// Has port 1 receive each frame, of at least 14 bytes, and gives what the others sent for it.
@@ -150,7 +179,11 @@ impl Vswitch {
                 let mut all = Sent::new();
                 for (port, capture) in self.captures.iter_mut().filter(|(port, _)| **port != 1) {
                     let frames = capture.until(&MARKER).with_context(|| {
-                        format!("port {port}, frame {frame} ({}); logs in {}", hex(chunk[number]), self.dir.path().display())
+                        format!(
+                            "port {port}, frame {frame} ({}); logs in {}",
+                            hex(chunk[number]),
+                            self.dir.path().display()
+                        )
                     })?;
                     if !frames.is_empty() {
                         all.insert(*port, frames);
@@ -243,7 +276,11 @@ impl Capture {
                 Some(frame) if frame == marker => return Ok(frames),
                 Some(frame) => frames.push(frame),
                 None => {
-                    ensure!(start.elapsed() < PATIENCE, "{} lacks a marker after {frames:02x?}", self.path.display());
+                    ensure!(
+                        start.elapsed() < PATIENCE,
+                        "{} lacks a marker after {frames:02x?}",
+                        self.path.display()
+                    );
                     if self.file.read_to_end(&mut self.read)? == 0 {
                         std::thread::sleep(POLL);
                     }

@@ -46,6 +46,43 @@ impl Seen {
         })
     }
 
+    /// An IP packet that is longer than the frame by its own account.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        let Some(l3) = self.layers.l3().map(|l3| &self.bytes[l3..]) else { return false };
+        let word =
+            |at: usize| l3.get(at..at + 2).map_or(0, |w| usize::from(u16::from_be_bytes([w[0], w[1]])));
+        self.is(eth_type::IPV4) && word(2) > l3.len() || self.is(eth_type::IPV6) && 40 + word(4) > l3.len()
+    }
+
+    /// A later fragment, also behind a label stack.
+    pub(crate) fn is_later_ipv4_fragment(&self) -> bool {
+        let header = self.layers.l3().and_then(|l3| self.bytes.get(l3..l3 + 20));
+        let ipv4 = self.is(eth_type::IPV4) || self.key.is_mpls();
+        ipv4 && header.is_some_and(|h| h[0] >> 4 == 4 && u16::from_be_bytes([h[6], h[7]]) & 0x1fff != 0)
+    }
+
+    /// An IPv6 extension header of this number, of which `is` is true, stands ahead of the L4 header.
+    pub(crate) fn has_extension(&self, number: u8, is: fn(&[u8]) -> bool) -> bool {
+        let (Some(l3), Some(l4)) = (self.layers.l3(), self.layers.l4()) else { return false };
+        if !self.is(eth_type::IPV6) {
+            return false;
+        }
+        let (mut next, mut at) = (self.bytes[l3 + 6], l3 + 40);
+        while at + 8 <= l4 {
+            let header = &self.bytes[at..l4];
+            if next == number && is(header) {
+                return true;
+            }
+            at += match next {
+                44 => 8,
+                51 => (usize::from(header[1]) + 2) * 4,
+                _ => (usize::from(header[1]) + 1) * 8,
+            };
+            next = header[0];
+        }
+        false
+    }
+
     fn is(&self, eth_type: u16) -> bool {
         self.key.eth_type.get() == eth_type
     }
@@ -179,10 +216,19 @@ pub(crate) fn all() -> Vec<Case> {
         case(ipv4, "set(ipv4(src=203.0.113.9,dst=203.0.113.77,proto=6,tos=0xfc,ttl=3,frag=no)),2"),
         case(ipv4, "set(ipv4(src=203.0.113.9)),2"),
         case(ipv4, "set(ipv4(dst=203.0.0.9/255.0.0.255)),2"),
-        case(ipv4, "set(ipv4(ttl=63)),2,set(ipv4(tos=0x10/0xfc)),3,set(ipv4(src=0.0.0.0,dst=255.255.255.255)),4"),
+        case(
+            ipv4,
+            "set(ipv4(ttl=63)),2,set(ipv4(tos=0x10/0xfc)),3,set(ipv4(src=0.0.0.0,dst=255.255.255.255)),4",
+        ),
         case(ipv4, "set(ipv4(src=192.0.2.1,dst=198.51.100.2,tos=0x28,ttl=64)),2"),
-        case(ipv4, "push_vlan(vid=7,pcp=3),set(ipv4(src=203.0.113.9)),2,pop_vlan,pop_vlan,set(ipv4(dst=203.0.113.9)),3"),
-        case(ipv6, "set(ipv6(src=2001:db8::a,dst=2001:db8::b,label=0x54321,proto=6,tclass=0x70,hlimit=5,frag=no)),2"),
+        case(
+            ipv4,
+            "push_vlan(vid=7,pcp=3),set(ipv4(src=203.0.113.9)),2,pop_vlan,pop_vlan,set(ipv4(dst=203.0.113.9)),3",
+        ),
+        case(
+            ipv6,
+            "set(ipv6(src=2001:db8::a,dst=2001:db8::b,label=0x54321,proto=6,tclass=0x70,hlimit=5,frag=no)),2",
+        ),
         case(ipv6, "set(ipv6(src=2001:db8::a)),2"),
         case(ipv6, "set(ipv6(dst=2001:db8::b/ffff:ffff::ffff)),2"),
         case(ipv6, "set(ipv6(label=0x12000/0xff000,hlimit=1)),2,set(ipv6(tclass=0x3/0x3)),3"),
@@ -195,17 +241,26 @@ pub(crate) fn all() -> Vec<Case> {
         case(icmp, "set(icmp(type=0,code=1)),2"),
         case(icmpv6, "set(icmpv6(type=129,code=255)),2"),
         case(nd, "set(nd(target=2001:db8::c,sll=0c:00:00:00:00:0c,tll=0d:00:00:00:00:0d)),2"),
-        case(nd, "set(nd(target=2001:db8::c)),2,set(nd(sll=0c:00:00:00:00:0c)),3,set(nd(tll=0d:00:00:00:00:00/ff:ff:00:00:00:00)),4"),
-        case(arp, "set(arp(sip=203.0.113.1,tip=203.0.113.2,op=2,sha=0c:00:00:00:00:0c,tha=0d:00:00:00:00:0d)),2"),
+        case(
+            nd,
+            "set(nd(target=2001:db8::c)),2,set(nd(sll=0c:00:00:00:00:0c)),3,set(nd(tll=0d:00:00:00:00:00/ff:ff:00:00:00:00)),4",
+        ),
+        case(
+            arp,
+            "set(arp(sip=203.0.113.1,tip=203.0.113.2,op=2,sha=0c:00:00:00:00:0c,tha=0d:00:00:00:00:0d)),2",
+        ),
         case(arp, "set(arp(sip=203.0.0.0/255.255.0.0,op=2)),2,set(arp(tha=0d:00:00:00:00:0d)),3"),
     ];
     cases.push(Case {
         flows: Flows::Text {
             actions: "push_vlan(vid=7,pcp=3),recirc(1)",
-            recirculated: &[(
-                "recirc_id(1),in_port(1),eth(),eth_type(0x8100),vlan(vid=7,pcp=3),encap({})",
-                "pop_vlan,2,recirc(2),3",
-            ), ("recirc_id(2),in_port(1),eth(),{}", "push_vlan(vid=8,pcp=0),4")],
+            recirculated: &[
+                (
+                    "recirc_id(1),in_port(1),eth(),eth_type(0x8100),vlan(vid=7,pcp=3),encap({})",
+                    "pop_vlan,2,recirc(2),3",
+                ),
+                ("recirc_id(2),in_port(1),eth(),{}", "push_vlan(vid=8,pcp=0),4"),
+            ],
         },
         frames: |frame| frame.key.vlan[0].tpid.get() == 0,
     });
@@ -231,26 +286,73 @@ fn whole(frame: &Seen) -> bool {
 fn rules() -> Vec<Case> {
     const SELECT: &str = "group_id=1,type=select,bucket=weight:1,actions=output:2,bucket=weight:1,actions=output:3,bucket=weight:1,actions=output:4";
     vec![
-        rule(whole, &["in_port=1,actions=push_mpls:0x8847,set_field:5->mpls_label,set_field:3->mpls_tc,output:2"]),
-        rule(whole, &["in_port=1,actions=push_mpls:0x8848,set_field:5->mpls_label,push_mpls:0x8848,set_field:6->mpls_label,output:2,push_vlan:0x8100,set_field:4103->vlan_vid,output:3"]),
-        rule(mpls, &["in_port=1,dl_type=0x8847,actions=set_field:77->mpls_label,set_field:7->mpls_tc,output:2,set_mpls_ttl(9),output:3"]),
-        rule(mpls, &["in_port=1,dl_type=0x8847,mpls_bos=1,actions=pop_mpls:0x0800,output:2", "in_port=1,dl_type=0x8847,mpls_bos=0,actions=pop_mpls:0x8847,output:3"]),
-        rule(mpls, &["in_port=1,dl_type=0x8847,mpls_bos=1,actions=pop_mpls:0x0800,dec_ttl,set_field:203.0.113.5->ip_dst,output:2"]),
-        rule(|f| whole(f) && f.key.is_ip(), &["in_port=1,ip,actions=dec_ttl,output:2", "in_port=1,ipv6,actions=dec_ttl,output:2"]),
+        rule(
+            whole,
+            &["in_port=1,actions=push_mpls:0x8847,set_field:5->mpls_label,set_field:3->mpls_tc,output:2"],
+        ),
+        rule(
+            whole,
+            &[
+                "in_port=1,actions=push_mpls:0x8848,set_field:5->mpls_label,push_mpls:0x8848,set_field:6->mpls_label,output:2,push_vlan:0x8100,set_field:4103->vlan_vid,output:3",
+            ],
+        ),
+        rule(
+            mpls,
+            &[
+                "in_port=1,dl_type=0x8847,actions=set_field:77->mpls_label,set_field:7->mpls_tc,output:2,set_mpls_ttl(9),output:3",
+            ],
+        ),
+        rule(
+            mpls,
+            &[
+                "in_port=1,dl_type=0x8847,mpls_bos=1,actions=pop_mpls:0x0800,output:2",
+                "in_port=1,dl_type=0x8847,mpls_bos=0,actions=pop_mpls:0x8847,output:3",
+            ],
+        ),
+        rule(
+            mpls,
+            &[
+                "in_port=1,dl_type=0x8847,mpls_bos=1,actions=pop_mpls:0x0800,dec_ttl,set_field:203.0.113.5->ip_dst,output:2",
+            ],
+        ),
+        rule(
+            |f| whole(f) && f.key.is_ip(),
+            &["in_port=1,ip,actions=dec_ttl,output:2", "in_port=1,ipv6,actions=dec_ttl,output:2"],
+        ),
         Case {
             flows: Flows::Rules { groups: &[SELECT], rules: &["in_port=1,actions=group:1"] },
             frames: whole,
         },
         Case {
             flows: Flows::Rules {
-                groups: &["group_id=1,type=select,selection_method=dp_hash,bucket=weight:1,actions=output:2,bucket=weight:9,actions=output:3"],
-                rules: &["in_port=1,ip,actions=set_field:203.0.113.5->ip_dst,group:1", "in_port=1,actions=group:1"],
+                groups: &[
+                    "group_id=1,type=select,selection_method=dp_hash,bucket=weight:1,actions=output:2,bucket=weight:9,actions=output:3",
+                ],
+                rules: &[
+                    "in_port=1,ip,actions=set_field:203.0.113.5->ip_dst,group:1",
+                    "in_port=1,actions=group:1",
+                ],
             },
             frames: whole,
         },
         rule(|f| whole(f) && nsh(f), &["in_port=1,dl_type=0x894f,nsh_np=3,actions=decap(),decap(),output:2"]),
-        rule(|f| whole(f) && nsh(f), &["in_port=1,dl_type=0x894f,actions=set_field:0x1234->nsh_spi,set_field:7->nsh_si,set_field:5->nsh_ttl,set_field:0x11223344->nsh_c1,output:2"]),
-        rule(whole, &["in_port=1,actions=encap(nsh(md_type=2,tlv(0x1000,10,0x12345678))),set_field:0x1234->nsh_spi,encap(ethernet),output:2"]),
-        rule(whole, &["in_port=1,actions=encap(nsh(md_type=1)),set_field:0x1234->nsh_spi,set_field:0x11223344->nsh_c1,encap(ethernet),set_field:11:22:33:44:55:66->dl_dst,output:2"]),
+        rule(
+            |f| whole(f) && nsh(f),
+            &[
+                "in_port=1,dl_type=0x894f,actions=set_field:0x1234->nsh_spi,set_field:7->nsh_si,set_field:5->nsh_ttl,set_field:0x11223344->nsh_c1,output:2",
+            ],
+        ),
+        rule(
+            whole,
+            &[
+                "in_port=1,actions=encap(nsh(md_type=2,tlv(0x1000,10,0x12345678))),set_field:0x1234->nsh_spi,encap(ethernet),output:2",
+            ],
+        ),
+        rule(
+            whole,
+            &[
+                "in_port=1,actions=encap(nsh(md_type=1)),set_field:0x1234->nsh_spi,set_field:0x11223344->nsh_c1,encap(ethernet),set_field:11:22:33:44:55:66->dl_dst,output:2",
+            ],
+        ),
     ]
 }

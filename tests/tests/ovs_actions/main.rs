@@ -21,7 +21,35 @@ struct Difference {
     applies: fn(case: &str, frame: &Seen) -> bool,
 }
 
-const DIFFERENCES: [Difference; 0] = [];
+const DIFFERENCES: [Difference; 4] = [
+    Difference {
+        why: "OVS 3.1 takes the payload of a later IPv4 fragment for an L4 header and, when an address changes, adds the \
+              change to the two payload bytes where a checksum would be. A later fragment has no L4 header",
+        applies: |case, frame| sets_address(case) && frame.is_later_ipv4_fragment(),
+    },
+    },
+    Difference {
+        why: "OVS 3.1 takes an IPv6 atomic fragment (offset 0, no more fragments) for a later one and leaves the L4 \
+              checksum as it was when an address changes, so that the receiver drops the packet",
+        applies: |case, frame| {
+            case.contains("ipv6(") && frame.has_extension(44, |header| header[2..4] == [0, 0])
+        },
+    },
+    Difference {
+        why: "OVS 3.1 stops at an active IPv6 routing header and leaves the L4 checksum as it was when the source \
+              changes, which the pseudo-header covers in any case",
+        applies: |case, frame| case.contains("ipv6(src") && frame.has_extension(43, |header| header[3] > 0),
+    },
+    Difference {
+        why: "OVS 3.1 parses nothing of an IP packet whose length reaches past the frame, so it sets no L4 header and \
+              updates no L4 checksum; here, as in the kernel, the packet is one that is cut off (R34)",
+        applies: |_, frame| frame.is_cut_off(),
+    },
+];
+
+fn sets_address(case: &str) -> bool {
+    ["ipv4(src", "ipv4(dst", "->ip_dst"].iter().any(|set| case.contains(set))
+}
 
 fn hex(bytes: &[u8]) -> String {
     bytes.chunks(2).map(|pair| pair.iter().map(|b| format!("{b:02x}")).collect::<String>() + " ").collect()
@@ -29,7 +57,10 @@ fn hex(bytes: &[u8]) -> String {
 
 fn show(sent: &Sent) -> String {
     let line = |(port, frames): (&u32, &Vec<Vec<u8>>)| {
-        frames.iter().map(|f| format!("    port {port}, {} bytes: {}\n", f.len(), hex(&f[..f.len().min(160)]))).collect::<String>()
+        frames
+            .iter()
+            .map(|f| format!("    port {port}, {} bytes: {}\n", f.len(), hex(&f[..f.len().min(160)])))
+            .collect::<String>()
     };
     if sent.is_empty() { "    nothing\n".into() } else { sent.iter().map(line).collect() }
 }
@@ -51,7 +82,8 @@ fn actions_do_what_open_vswitch_does() {
         let chosen: Vec<&Seen> = all.iter().filter(|frame| case.takes(frame)).collect();
         assert!(!chosen.is_empty(), "no frame for {name}");
         let bytes: Vec<&[u8]> = chosen.iter().map(|frame| &frame.bytes[..]).collect();
-        let receive = |vswitch: &mut Vswitch| vswitch.receive(&bytes).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        let receive =
+            |vswitch: &mut Vswitch| vswitch.receive(&bytes).unwrap_or_else(|e| panic!("{name}: {e:#}"));
         let (theirs, flows) = match &case.flows {
             Flows::Text { actions, recirculated } => {
                 let flows = flows_of(actions, recirculated, &chosen);
@@ -82,8 +114,8 @@ fn actions_do_what_open_vswitch_does() {
             }
         }
     }
-    let shown: Vec<_> = wrong.iter().take(12).cloned().collect();
-    assert!(wrong.is_empty(), "{} of {compared} frames differ; the first:\n{}", wrong.len(), shown.join("\n"));
+    let shown: Vec<_> = wrong.iter().step_by(wrong.len().div_ceil(12).max(1)).cloned().collect();
+    assert!(wrong.is_empty(), "{} of {compared} frames differ; some:\n{}", wrong.len(), shown.join("\n"));
     for (difference, met) in DIFFERENCES.iter().zip(met) {
         assert!(met, "no longer a difference: {}", difference.why);
     }
@@ -96,7 +128,9 @@ fn flows_of(actions: &str, recirculated: &[(&str, &str)], chosen: &[&Seen]) -> V
     let mut flows = Vec::new();
     for kind in &kinds {
         flows.push((format!("recirc_id(0),in_port(1),eth(),{kind}"), actions.to_string()));
-        flows.extend(recirculated.iter().map(|(matching, then)| (matching.replace("{}", kind), then.to_string())));
+        flows.extend(
+            recirculated.iter().map(|(matching, then)| (matching.replace("{}", kind), then.to_string())),
+        );
     }
     flows
 }

@@ -21,7 +21,8 @@ impl Table {
             flows
                 .iter()
                 .map(|(matching, actions)| {
-                    let (parsed, _) = parse_match(matching, &NoNames).unwrap_or_else(|e| panic!("{matching}: {e}"));
+                    let (parsed, _) =
+                        parse_match(matching, &NoNames).unwrap_or_else(|e| panic!("{matching}: {e}"));
                     let list = parse_actions(actions, &NoNames).unwrap_or_else(|e| panic!("{actions}: {e}"));
                     (parsed, compile(&list).unwrap_or_else(|e| panic!("{actions}: {e}")))
                 })
