@@ -286,9 +286,10 @@ impl Fl1 {
             return Ok(self.table_refusal(c.table, e));
         }
         self.check_actions(c)?;
-        if let Err(e) = self.tables[at].check_room(&new) {
-            return Ok(self.table_refusal(c.table, e));
-        }
+        let room = match self.tables[at].check_room(&new) {
+            Ok(room) => room,
+            Err(e) => return Ok(self.table_refusal(c.table, e)),
+        };
         if self.faults.strike(FaultKind::TableFull, u64::from(c.entry)) {
             return Err((Status::TableFull, 0));
         }
@@ -297,7 +298,7 @@ impl Fl1 {
             let iova = page.wrapping_add(u64::from(c.entry) * PAGE_RECORD);
             self.host.write(&mut self.faults, iova, &record).map_err(|_| (Status::DmaFault, 0))?;
         }
-        self.tables[at].insert(c.entry, &new);
+        self.tables[at].insert(c.entry, &new, &room);
         if c.count != 0 {
             let due = now.saturating_add(u64::from(c.count) * 1_000_000);
             self.admin.ageing.insert((due, c.table, c.entry, now));
@@ -352,7 +353,7 @@ impl Fl1 {
             Err(e) => return Ok(self.table_refusal(c.table, e)),
         };
         let (generation, damaged) = (entry.generation, entry.damaged);
-        let (key, mask) = table.blobs(entry);
+        let (key, mask) = table.blobs(c.entry, entry);
         let mut record = entry_record(c, entry, &key, &mask);
         Self::buffer(c, record.len())?;
         let id = (c.table, c.entry);
@@ -514,12 +515,12 @@ fn entry_record(c: &Command<'_>, e: &Entry, key: &[u8], mask: &[u8]) -> Vec<u8> 
     put(&mut r, 4, &c.entry.to_le_bytes());
     put(&mut r, 8, &e.generation.to_le_bytes());
     put(&mut r, 12, &(key.len() as u16).to_le_bytes());
-    put(&mut r, 14, &[(e.actions.len() / UNIT) as u8, VALID | if e.damaged { PARITY } else { 0 }]);
+    put(&mut r, 14, &[(e.actions().len() / UNIT) as u8, VALID | if e.damaged { PARITY } else { 0 }]);
     put(&mut r, 16, &c.generation.to_le_bytes());
     put(&mut r, 24, &e.age_ms.to_le_bytes());
     r.extend_from_slice(key);
     r.extend_from_slice(mask);
-    r.extend_from_slice(&e.actions);
+    r.extend_from_slice(e.actions());
     seal_entry(&mut r);
     r
 }

@@ -106,7 +106,7 @@ impl Fl1 {
             if let Some(id) = t.lookup(key)
                 && let Some(e) = t.entry(id)
             {
-                return (last, Some((id, &e.actions)));
+                return (last, Some((id, e.actions())));
             }
             table = t.spec.next.map(usize::from);
         }

@@ -2,17 +2,27 @@
 //!
 //! A TCAM compares all entries at once; here the masks are tried by falling priority, and the search stops where no
 //! better hit can follow. The result equals a linear search, which the tests show. A freed mask slot keeps its place
-//! and its words until it is taken again.
+//! and its words until it is taken again. Hashes are kept beside the ids, so that a growing table does not touch its
+//! entries.
 
-use super::{Entry, WORDS};
+use super::{Entry, Store, WORDS};
 use hashbrown::{HashMap, HashTable};
 use std::collections::BTreeMap;
 
-type Entries = [Option<Box<Entry>>];
+#[derive(Debug, Clone, Copy)]
+struct Item {
+    hash: u32,
+    id: u32,
+}
+
+/// The 64 bits that `HashTable` wants: it takes the bucket from the low ones and a tag from the highest seven.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
 
 struct Group {
     mask: Box<[u64]>,
-    ids: HashTable<u32>,
+    ids: HashTable<Item>,
     /// Entries per priority.
     priorities: BTreeMap<u16, u32>,
 }
@@ -32,17 +42,14 @@ pub(super) struct Index {
     by_priority: bool,
 }
 
-fn hash(key: impl Iterator<Item = u64>) -> u64 {
+/// Hash of a masked key.
+pub(super) fn hash(key: &[u64]) -> u32 {
     let mut h = 0x243f_6a88_85a3_08d3u64;
     for w in key {
         let wide = u128::from(h ^ w).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
         h = (wide >> 64) as u64 ^ wide as u64;
     }
-    h
-}
-
-fn get(entries: &Entries, id: u32) -> Option<&Entry> {
-    entries.get(id as usize)?.as_deref()
+    (h >> 32) as u32 ^ h as u32
 }
 
 impl Index {
@@ -55,8 +62,9 @@ impl Index {
         self.order.len()
     }
 
-    pub(super) fn has_mask(&self, mask: &[u64]) -> bool {
-        self.by_mask.contains_key(mask)
+    /// The slot of `mask`, if it is in use.
+    pub(super) fn slot(&self, mask: &[u64]) -> Option<u32> {
+        self.by_mask.get(mask).copied()
     }
 
     /// The words of the mask in `slot`.
@@ -64,11 +72,8 @@ impl Index {
         self.groups.get(slot as usize).map_or(&[], |g| &g.mask)
     }
 
-    /// The slot of `mask`: its own, or the lowest free one.
-    pub(super) fn slot_for(&mut self, mask: &[u64]) -> u32 {
-        if let Some(&s) = self.by_mask.get(mask) {
-            return s;
-        }
+    /// Gives the lowest free slot to a mask that has none.
+    pub(super) fn open_slot(&mut self, mask: &[u64]) -> u32 {
         let group = Group { mask: mask.into(), ids: HashTable::new(), priorities: BTreeMap::new() };
         let slot = match self.groups.iter().position(|g| g.ids.is_empty()) {
             Some(free) => {
@@ -86,39 +91,38 @@ impl Index {
 
     pub(super) fn duplicate(
         &self,
+        slot: u32,
+        hash: u32,
         key: &[u64],
-        mask: &[u64],
         priority: u16,
-        entries: &Entries,
+        entries: &Store,
     ) -> Option<u32> {
-        let g = self.groups.get(*self.by_mask.get(mask)? as usize)?;
-        g.ids
-            .find(hash(key.iter().copied()), |&id| {
-                get(entries, id).is_some_and(|e| *e.key == *key && e.priority == priority)
-            })
-            .copied()
+        let same = |i: &Item| {
+            i.hash == hash && entries.get(i.id).is_some_and(|e| e.priority == priority && e.has_key(key))
+        };
+        self.groups.get(slot as usize)?.ids.find(spread(hash), same).map(|i| i.id)
     }
 
-    pub(super) fn add(&mut self, id: u32, entries: &Entries) {
-        let Some(e) = get(entries, id) else { return };
-        let Some(g) = self.groups.get_mut(e.slot as usize) else { return };
+    /// Enters `id` under the mask in `slot`.
+    pub(super) fn add(&mut self, slot: u32, hash: u32, id: u32, priority: u16) {
+        let by_priority = self.by_priority;
+        let Some(g) = self.groups.get_mut(slot as usize) else { return };
         let best = (!g.ids.is_empty()).then(|| g.best_priority());
-        g.ids.insert_unique(hash(e.key.iter().copied()), id, |&id| {
-            get(entries, id).map_or(0, |e| hash(e.key.iter().copied()))
-        });
-        if self.by_priority {
-            *g.priorities.entry(e.priority).or_insert(0) += 1;
+        g.ids.insert_unique(spread(hash), Item { hash, id }, |i| spread(i.hash));
+        if by_priority {
+            *g.priorities.entry(priority).or_insert(0) += 1;
         }
         if best != Some(g.best_priority()) {
-            self.place(e.slot);
+            self.place(slot);
         }
     }
 
-    pub(super) fn remove(&mut self, id: u32, entries: &Entries) {
-        let Some(e) = get(entries, id) else { return };
+    /// Takes out `id`, which is `e`.
+    pub(super) fn remove(&mut self, id: u32, e: &Entry) {
         let Some(g) = self.groups.get_mut(e.slot as usize) else { return };
         let best = g.best_priority();
-        if let Ok(found) = g.ids.find_entry(hash(e.key.iter().copied()), |&other| other == id) {
+        let key = super::Words::new(e.key());
+        if let Ok(found) = g.ids.find_entry(spread(hash(key.as_slice())), |i| i.id == id) {
             found.remove();
         }
         if let Some(n) = g.priorities.get_mut(&e.priority) {
@@ -146,7 +150,8 @@ impl Index {
         self.order.insert(at, slot);
     }
 
-    pub(super) fn lookup(&self, key: &[u64], entries: &Entries) -> Option<u32> {
+    /// The entry that a packet's key hits.
+    pub(super) fn lookup(&self, key: &[u64], entries: &Store) -> Option<u32> {
         let mut best: Option<(u16, u32)> = None;
         let mut masked = [0u64; WORDS];
         for &slot in &self.order {
@@ -156,21 +161,24 @@ impl Index {
                 break;
             }
             let n = key.len().min(g.mask.len()).min(WORDS);
-            for i in 0..n {
-                masked[i] = key[i] & g.mask[i];
+            for ((m, k), mask) in masked.iter_mut().zip(key).zip(&g.mask) {
+                *m = k & mask;
             }
             let k = &masked[..n];
-            let h = hash(k.iter().copied());
+            let h = hash(k);
             if self.by_priority {
-                for &id in g.ids.iter_hash(h) {
-                    let Some(e) = get(entries, id) else { continue };
-                    let better = best.is_none_or(|(p, b)| e.priority > p || (e.priority == p && id < b));
-                    if better && *e.key == *k {
-                        best = Some((e.priority, id));
+                for i in g.ids.iter_hash(spread(h)).filter(|i| i.hash == h) {
+                    let Some(e) = entries.get(i.id) else { continue };
+                    let better = best.is_none_or(|(p, b)| e.priority > p || (e.priority == p && i.id < b));
+                    if better && e.has_key(k) {
+                        best = Some((e.priority, i.id));
                     }
                 }
-            } else if let Some(&id) = g.ids.find(h, |&id| get(entries, id).is_some_and(|e| *e.key == *k)) {
-                return Some(id);
+            } else {
+                let same = |i: &Item| i.hash == h && entries.get(i.id).is_some_and(|e| e.has_key(k));
+                if let Some(i) = g.ids.find(spread(h), same) {
+                    return Some(i.id);
+                }
             }
         }
         best.map(|(_, id)| id)

@@ -9,6 +9,7 @@ mod validate;
 use crate::field::{KEY_BYTES, PacketKey};
 use crate::profile::{TableKind, TableSpec};
 use index::Index;
+use std::collections::BTreeMap;
 
 /// Words of the longest key.
 pub(crate) const WORDS: usize = KEY_BYTES / 8;
@@ -58,17 +59,64 @@ pub(crate) struct Entry {
     /// When it was installed, device clock.
     pub(crate) installed: u64,
     pub(crate) counters: Counters,
-    /// Action units, validated.
-    pub(crate) actions: Box<[u8]>,
-    /// Key as words in memory order; within the mask.
-    key: Box<[u64]>,
+    /// Key blob (within the mask), then the action units: one allocation, as a million entries have it.
+    data: Box<[u8]>,
     /// Slot of its mask in the index.
     slot: u32,
     pub(crate) priority: u16,
+    /// Length of the key in `data`.
+    key_len: u8,
     /// Its memory failed the parity check: it is in no index any more.
     pub(crate) damaged: bool,
-    /// What a damaged entry's mask reads as: its slot may have been freed.
-    lost_mask: Option<Box<[u64]>>,
+}
+
+impl Entry {
+    fn key(&self) -> &[u8] {
+        self.data.get(..usize::from(self.key_len)).unwrap_or(&[])
+    }
+
+    /// Action units, validated.
+    pub(crate) fn actions(&self) -> &[u8] {
+        self.data.get(usize::from(self.key_len)..).unwrap_or(&[])
+    }
+
+    /// Whether its key is these words.
+    fn has_key(&self, words: &[u64]) -> bool {
+        let key = self.key().as_chunks::<8>().0;
+        key.len() == words.len() && key.iter().zip(words).all(|(b, w)| u64::from_ne_bytes(*b) == *w)
+    }
+}
+
+/// Entries by id, in chunks, so that a table costs memory as it fills.
+#[derive(Debug, Default)]
+struct Store {
+    chunks: Vec<Box<[Option<Entry>]>>,
+}
+
+/// Entries per chunk of a [`Store`].
+const CHUNK: usize = 256;
+
+impl Store {
+    fn get(&self, id: u32) -> Option<&Entry> {
+        self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK)?.as_ref()
+    }
+    fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {
+        self.chunks.get_mut(id as usize / CHUNK)?.get_mut(id as usize % CHUNK)?.as_mut()
+    }
+    fn put(&mut self, id: u32, entry: Entry) {
+        let chunk = id as usize / CHUNK;
+        while self.chunks.len() <= chunk {
+            self.chunks.push((0..CHUNK).map(|_| None).collect());
+        }
+        self.chunks[chunk][id as usize % CHUNK] = Some(entry);
+    }
+    fn take(&mut self, id: u32) -> Option<Entry> {
+        self.chunks.get_mut(id as usize / CHUNK)?.get_mut(id as usize % CHUNK)?.take()
+    }
+    /// Ids that there is memory for.
+    fn len(&self) -> usize {
+        self.chunks.len() * CHUNK
+    }
 }
 
 /// What INSERT brings.
@@ -98,15 +146,38 @@ pub(crate) struct Table {
     pub(crate) page: Option<u64>,
     /// The pressure event for "high" was the last one sent.
     pub(crate) pressed: bool,
-    entries: Vec<Option<Box<Entry>>>,
+    entries: Store,
     used: u32,
     index: Index,
     gather: Vec<Run>,
+    /// What the masks of damaged entries read as: their slots may have been freed.
+    lost_masks: BTreeMap<u32, Vec<u8>>,
 }
 
-/// Bytes to words in memory order.
-fn words(b: &[u8]) -> Box<[u64]> {
-    b.as_chunks::<8>().0.iter().map(|w| u64::from_ne_bytes(*w)).collect()
+/// A blob as words in memory order, and how many.
+#[derive(Debug, Clone, Copy)]
+struct Words([u64; WORDS], usize);
+
+impl Words {
+    fn new(b: &[u8]) -> Self {
+        let mut w = [0; WORDS];
+        let chunks = b.as_chunks::<8>().0;
+        for (w, b) in w.iter_mut().zip(chunks) {
+            *w = u64::from_ne_bytes(*b);
+        }
+        Self(w, chunks.len().min(WORDS))
+    }
+    fn as_slice(&self) -> &[u64] {
+        &self.0[..self.1]
+    }
+}
+
+/// The place that an insert found for its entry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    mask: Words,
+    hash: u32,
+    slot: Option<u32>,
 }
 
 fn bytes(w: &[u64]) -> Vec<u8> {
@@ -124,7 +195,16 @@ impl Table {
             }
         }
         let index = Index::new(spec.kind == TableKind::Tcam);
-        Self { spec, page: None, pressed: false, entries: Vec::new(), used: 0, index, gather }
+        Self {
+            spec,
+            page: None,
+            pressed: false,
+            entries: Store::default(),
+            used: 0,
+            index,
+            gather,
+            lost_masks: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn used(&self) -> u32 {
@@ -137,11 +217,11 @@ impl Table {
     }
 
     pub(crate) fn entry(&self, id: u32) -> Option<&Entry> {
-        self.entries.get(id as usize)?.as_deref()
+        self.entries.get(id)
     }
 
     pub(crate) fn entry_mut(&mut self, id: u32) -> Option<&mut Entry> {
-        self.entries.get_mut(id as usize)?.as_deref_mut()
+        self.entries.get_mut(id)
     }
 
     /// The entry that a packet with this key hits.
@@ -150,11 +230,8 @@ impl Table {
         for r in &self.gather {
             blob[r.to..r.to + r.len].copy_from_slice(&packet.0[r.from..r.from + r.len]);
         }
-        let mut key = [0u64; WORDS];
-        for (w, b) in key.iter_mut().zip(blob.as_chunks::<8>().0) {
-            *w = u64::from_ne_bytes(*b);
-        }
-        self.index.lookup(&key[..self.spec.key_bytes / 8], &self.entries)
+        let key = Words::new(&blob[..self.spec.key_bytes]);
+        self.index.lookup(key.as_slice(), &self.entries)
     }
 
     /// Everything that INSERT checks, without effect. Actions are the caller's to validate.
@@ -177,51 +254,51 @@ impl Table {
         validate::mask_and_key(&self.spec, new.key, new.mask)
     }
 
-    /// Checks what the index can run into.
-    pub(crate) fn check_room(&self, new: &NewEntry<'_>) -> Result<(), TableError> {
-        let (key, mask) = (words(new.key), words(new.mask));
-        if let Some(entry) = self.index.duplicate(&key, &mask, new.priority, &self.entries) {
+    /// Checks what the index can run into, and finds the place for the entry.
+    pub(crate) fn check_room(&self, new: &NewEntry<'_>) -> Result<Room, TableError> {
+        let (key, mask) = (Words::new(new.key), Words::new(new.mask));
+        let hash = index::hash(key.as_slice());
+        let slot = self.index.slot(mask.as_slice());
+        if let Some(slot) = slot
+            && let Some(entry) = self.index.duplicate(slot, hash, key.as_slice(), new.priority, &self.entries)
+        {
             let generation = self.entry(entry).map_or(0, |e| e.generation);
             return Err(TableError::Duplicate { entry, generation });
         }
-        let full = self.spec.kind == TableKind::Hash
-            && !self.index.has_mask(&mask)
-            && self.index.masks() >= self.spec.max_masks as usize;
-        if full { Err(TableError::MasksFull) } else { Ok(()) }
+        let bounded = self.spec.kind == TableKind::Hash;
+        if bounded && slot.is_none() && self.index.masks() >= self.spec.max_masks as usize {
+            return Err(TableError::MasksFull);
+        }
+        Ok(Room { mask, hash, slot })
     }
 
     pub(crate) fn check_id(&self, id: u32) -> Result<(), TableError> {
         if id < self.spec.max_entries { Ok(()) } else { Err(TableError::BadEntry) }
     }
 
-    /// Installs an entry that passed the checks.
-    pub(crate) fn insert(&mut self, id: u32, new: &NewEntry<'_>) {
-        let at = id as usize;
-        if self.entries.len() <= at {
-            self.entries.resize_with(at + 1, || None);
-        }
-        let mask = words(new.mask);
-        let slot = self.index.slot_for(&mask);
-        self.entries[at] = Some(Box::new(Entry {
+    /// Installs an entry that passed the checks, in the place they found.
+    pub(crate) fn insert(&mut self, id: u32, new: &NewEntry<'_>, room: &Room) {
+        let slot = room.slot.unwrap_or_else(|| self.index.open_slot(room.mask.as_slice()));
+        let entry = Entry {
             generation: new.generation,
             age_ms: new.age_ms,
             installed: new.now,
             counters: Counters::default(),
-            actions: new.actions.into(),
-            key: words(new.key),
+            data: [new.key, new.actions].concat().into(),
             slot,
             priority: new.priority,
+            key_len: new.key.len() as u8,
             damaged: false,
-            lost_mask: None,
-        }));
+        };
+        self.entries.put(id, entry);
         self.used += 1;
-        self.index.add(id, &self.entries);
+        self.index.add(slot, room.hash, id, new.priority);
     }
 
     /// Swaps actions and generation.
     pub(crate) fn replace(&mut self, id: u32, generation: u32, actions: &[u8]) {
         if let Some(e) = self.entry_mut(id) {
-            e.actions = actions.into();
+            e.data = [e.key(), actions].concat().into();
             e.generation = generation;
         }
     }
@@ -234,51 +311,53 @@ impl Table {
 
     /// Removes an entry.
     pub(crate) fn delete(&mut self, id: u32) -> Option<Entry> {
-        if !self.entry(id)?.damaged {
-            self.index.remove(id, &self.entries);
+        let e = self.entries.take(id)?;
+        if e.damaged {
+            self.lost_masks.remove(&id);
+        } else {
+            self.index.remove(id, &e);
         }
         self.used -= 1;
-        self.entries.get_mut(id as usize)?.take().map(|e| *e)
+        Some(e)
     }
 
     /// Removes all entries; gives how many there were.
     pub(crate) fn flush(&mut self) -> u32 {
-        self.entries.clear();
+        self.entries = Store::default();
+        self.lost_masks.clear();
         self.index = Index::new(self.spec.kind == TableKind::Tcam);
         std::mem::take(&mut self.used)
     }
 
     /// Key and mask of an entry as blobs.
-    pub(crate) fn blobs(&self, e: &Entry) -> (Vec<u8>, Vec<u8>) {
-        let mask = match &e.lost_mask {
-            Some(m) => bytes(m),
+    pub(crate) fn blobs(&self, id: u32, e: &Entry) -> (Vec<u8>, Vec<u8>) {
+        let mask = match self.lost_masks.get(&id) {
+            Some(m) => m.clone(),
             None => bytes(self.index.mask(e.slot)),
         };
-        (bytes(&e.key), mask)
+        (e.key().to_vec(), mask)
     }
 
     /// The id of the `n`-th installed entry from id `from` on, going around: any of them for a fault to strike.
     pub(crate) fn some_entry(&self, from: u64) -> Option<u32> {
         let len = self.entries.len();
         let start = if len == 0 { 0 } else { (from % len as u64) as usize };
-        (start..len).chain(0..start).find(|&i| self.entries[i].is_some()).map(|i| i as u32)
+        (start..len).chain(0..start).map(|i| i as u32).find(|&i| self.entry(i).is_some())
     }
 
     /// Flips a bit of an entry's memory. The parity check finds it at once: the entry leaves the index. Gives its
     /// generation.
     pub(crate) fn damage(&mut self, id: u32, bit: u64) -> Option<u32> {
-        if self.entry(id)?.damaged {
+        let e = self.entries.get_mut(id)?;
+        if e.damaged {
             return None;
         }
-        self.index.remove(id, &self.entries);
-        let slot = self.entry(id)?.slot;
-        let mask = self.index.mask(slot).into();
-        let e = self.entry_mut(id)?;
+        self.index.remove(id, e);
+        self.lost_masks.insert(id, bytes(self.index.mask(e.slot)));
         e.damaged = true;
-        e.lost_mask = Some(mask);
-        let word = (bit / 64) as usize % e.key.len().max(1);
-        if let Some(w) = e.key.get_mut(word) {
-            *w ^= 1 << (bit % 64);
+        let at = (bit / 8) as usize % usize::from(e.key_len).max(1);
+        if let Some(b) = e.data.get_mut(at) {
+            *b ^= 1 << (bit % 8);
         }
         Some(e.generation)
     }
