@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use flowlift_bus::PciFunction;
 use flowlift_driver::fl1::{Fl1, Fl1Config, Platform};
 use flowlift_driver::inproc::{InProc, InProcConfig};
-use flowlift_driver::nic::Nic;
+use flowlift_driver::nic::{Nic, NicError};
 use flowlift_flow::PortNo;
 use flowlift_offload::ports::PortMap;
 use flowlift_sim::MemoryWire;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// Frames that wait on a wire.
 const WIRE_FRAMES: usize = 4096;
+/// How often bring-up is tried on a device that fails meanwhile.
+const ATTEMPTS: u32 = 16;
 /// Device time of a step, in nanoseconds.
 pub(crate) const STEP_NS: u64 = 1_000;
 
@@ -59,7 +61,17 @@ pub fn open(
     }
     let config = InProcConfig { name: "simulated FL1".into(), ..InProcConfig::default() };
     let function = InProc::new(device, config)?;
-    let nic = open_driver(&function, &clock)?;
+    let mut attempt = 1;
+    let nic = loop {
+        match open_driver(&function, &clock) {
+            Ok(nic) => break nic,
+            Err(error) if attempt < ATTEMPTS && !function.model().is_gone() => {
+                tracing::info!(attempt, %error, "the NIC did not come up; trying again");
+                attempt += 1;
+            }
+            Err(error) => return Err(error).context("cannot bring the simulated NIC up"),
+        }
+    };
     let mut map = PortMap::new();
     for (port, caps) in ports.iter().zip(&nic.caps().ports) {
         map.insert(*port, caps.port);
@@ -84,9 +96,9 @@ impl Platform for Simulation {
     }
 }
 
-fn open_driver(function: &Arc<InProc<flowlift_sim::Fl1>>, clock: &ManualClock) -> Result<Fl1> {
+fn open_driver(function: &Arc<InProc<flowlift_sim::Fl1>>, clock: &ManualClock) -> Result<Fl1, NicError> {
     let simulation = Simulation { function: Arc::clone(function), clock: clock.clone() };
     let config = Fl1Config { platform: Arc::new(simulation), ..Fl1Config::default() };
     let function: Arc<dyn PciFunction> = Arc::clone(function) as Arc<dyn PciFunction>;
-    Fl1::open(function, config).context("cannot bring the simulated NIC up")
+    Fl1::open(function, config)
 }

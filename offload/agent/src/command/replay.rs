@@ -32,6 +32,9 @@ struct Report {
     check: Option<CheckReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nic: Option<NicReport>,
+    /// Why there was no NIC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_nic: Option<String>,
     outputs: Vec<OutputReport>,
     /// A number that two runs share only if they sent the same number of frames and bytes by each outlet and, with
     /// `--check`, the same frames in the same order per flow.
@@ -146,7 +149,8 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
     }
     let ids: Vec<FlowId> = input.loaded.flows.iter().map(|flow| flow.id).collect();
     let datapath = std::mem::replace(&mut input.datapath, Datapath::new(Config::default()));
-    let mut main = if args.no_nic {
+    let mut no_nic = args.no_nic.then(|| "no NIC was asked for (--no-nic)".to_owned());
+    let mut main = if no_nic.is_some() {
         Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger)))
     } else {
         let arrival_ports: Vec<PortNo> = packets.ports().into_iter().collect();
@@ -165,7 +169,7 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
 
     let check = args.check.then(|| judge(&mut compared, &mut main, input.loaded.flows.len()));
     main.run().ledger().finish()?;
-    let report = report(args, &input, &packets, &mut main, check, speed);
+    let report = report(args, &input, &packets, &mut main, check, no_nic, speed);
     if args.json {
         print_json(&report)?;
     } else {
@@ -232,6 +236,7 @@ fn report(
     packets: &Packets,
     main: &mut Main,
     check: Option<CheckReport>,
+    no_nic: Option<String>,
     speed: Speed,
 ) -> Report {
     let count = input.loaded.flows.len();
@@ -247,10 +252,12 @@ fn report(
         match main.nic().map(|nic| nic.state(flow)) {
             Some((State::Hardware | State::PendingReplace, _)) => hardware += 1,
             Some((_, Some(reason))) => reasons.add(&reason.to_string()),
-            _ => {}
+            Some((_, None)) => {}
+            None => reasons.add(no_nic.as_deref().unwrap_or_default()),
         }
     }
-    let flow_table = shown.into_iter().filter_map(|flow| flow_line(flow, input, main)).collect();
+    let flow_table =
+        shown.into_iter().filter_map(|flow| flow_line(flow, input, main, no_nic.as_deref())).collect();
     let refused = report::refused_lines(&input.loaded);
     let names = input.ports.by_number();
     let ledger = main.run().ledger();
@@ -274,6 +281,7 @@ fn report(
         packets: main.run().counts(),
         check,
         nic: main.nic().map(|nic| nic_report(nic, args.seed)),
+        no_nic,
         reasons: reasons.sorted(),
         flow_table,
         refused,
@@ -283,7 +291,7 @@ fn report(
     }
 }
 
-fn flow_line(flow: usize, input: &Flows, main: &mut Main) -> Option<FlowLine> {
+fn flow_line(flow: usize, input: &Flows, main: &mut Main, no_nic: Option<&str>) -> Option<FlowLine> {
     let installed = main.run().flow(flow)?;
     let software = main.run().totals(flow);
     let line = input.loaded.flows.get(flow)?.line;
@@ -339,7 +347,9 @@ fn print_text(report: &Report) {
             "{:>9} {:>12}  {:<9} {}, actions:{}",
             totals.packets, totals.bytes, flow.state, flow.flow, flow.actions
         );
-        if let Some(reason) = &flow.reason {
+        if let Some(reason) = &flow.reason
+            && report.nic.is_some()
+        {
             println!("{:>33} why: {reason}", "");
         }
     }
@@ -361,12 +371,17 @@ fn print_text(report: &Report) {
             println!("faults   {} (seed {})", faults.join(", "), nic.seed);
         }
     }
+    if let Some(why) = &report.no_nic {
+        println!("NIC      none: {why}");
+    }
     let flows = &report.flows;
     println!(
         "flows    {} in all: {} in hardware, {} in software, {} refused",
         flows.total, flows.hardware, flows.software, flows.refused
     );
-    report::print_reasons(&report.reasons);
+    if report.nic.is_some() {
+        report::print_reasons(&report.reasons);
+    }
     let packets = &report.packets;
     println!(
         "packets  {} in all: {} by hardware, {} by software, {} missed",
