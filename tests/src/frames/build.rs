@@ -158,11 +158,14 @@ impl Ipv4 {
     }
 }
 
+/// An IPv6 extension header: its number, and its bytes from the second on (the first names the next header).
+pub type Extension<'a> = (u8, &'a [u8]);
+
 /// An IPv6 packet to build.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ipv6<'a> {
-    /// Extension headers: number, and bytes from their second on (the first names the next header).
-    pub extensions: &'a [(u8, &'a [u8])],
+    /// Extension headers.
+    pub extensions: &'a [Extension<'a>],
     /// Added to the payload length, to make it lie.
     pub longer: i16,
     /// By how much the message's checksum is wrong.

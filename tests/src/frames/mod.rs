@@ -6,7 +6,7 @@ mod build;
 mod set;
 
 pub use build::{
-    ADDRESSES, Ipv4, Ipv6, Message, Tag, arp, cut_ethernet, ethernet, icmp, label_stack, llc_snap, nd, nsh,
-    sctp, tcp, udp,
+    ADDRESSES, Extension, Ipv4, Ipv6, Message, Tag, arp, cut_ethernet, ethernet, icmp, label_stack, llc_snap,
+    nd, nsh, sctp, tcp, udp,
 };
 pub use set::{Named, all, read_pcap};

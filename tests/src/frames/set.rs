@@ -122,7 +122,7 @@ impl Set {
             ("router solicitation", icmp(true, 133, 0, &[0; 12])),
         ];
         let routing: &[u8] = &[0, 4, 0, 0, 0, 0, 0];
-        let chains: [(&str, &[(u8, &[u8])]); 8] = [
+        let chains: [(&str, &[Extension]); 8] = [
             ("", &[]),
             (" with hop-by-hop options", &[(0, &[0, 1, 4, 0, 0, 0, 0])]),
             (" with destination options", &[(60, &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])]),

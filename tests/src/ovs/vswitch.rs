@@ -174,14 +174,14 @@ impl Vswitch {
             let args = std::iter::once("p1".to_string())
                 .chain(chunk.iter().flat_map(|frame| [hex(frame), marker.clone()]));
             self.control.run("netdev-dummy/receive", &args.collect::<Vec<_>>())?;
-            for number in 0..chunk.len() {
-                let frame = sent.len();
+            for frame in chunk {
+                let number = sent.len();
                 let mut all = Sent::new();
                 for (port, capture) in self.captures.iter_mut().filter(|(port, _)| **port != 1) {
                     let frames = capture.until(&MARKER).with_context(|| {
                         format!(
-                            "port {port}, frame {frame} ({}); logs in {}",
-                            hex(chunk[number]),
+                            "port {port}, frame {number} ({}); logs in {}",
+                            hex(frame),
                             self.dir.path().display()
                         )
                     })?;

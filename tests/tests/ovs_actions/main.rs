@@ -27,7 +27,6 @@ const DIFFERENCES: [Difference; 4] = [
               change to the two payload bytes where a checksum would be. A later fragment has no L4 header",
         applies: |case, frame| sets_address(case) && frame.is_later_ipv4_fragment(),
     },
-    },
     Difference {
         why: "OVS 3.1 takes an IPv6 atomic fragment (offset 0, no more fragments) for a later one and leaves the L4 \
               checksum as it was when an address changes, so that the receiver drops the packet",

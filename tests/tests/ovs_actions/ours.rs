@@ -1,4 +1,5 @@
 //! The softpath's side: a table of few flows, searched one by one, around the actions under test.
+#![expect(clippy::panic, reason = "a part of a test")]
 
 use flowlift_flow::text::{NoNames, parse_actions, parse_match};
 use flowlift_flow::{Match, Metadata, PortNo};
