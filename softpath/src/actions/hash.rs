@@ -91,11 +91,15 @@ mod tests {
     /// From `dpctl/dump-flows` of Debian's OVS after `hash(sym_l4(0)),recirc(0x2)` on this packet.
     #[test]
     fn the_symmetric_hash_is_that_of_open_vswitch() {
-        let mut key = Key::default();
-        key.eth_type = eth_type::IPV4.into();
-        key.ip_proto = ip_proto::TCP;
-        (key.ipv4_src, key.ipv4_dst) = (0x0102_0304.into(), 0x0506_0708.into());
-        (key.tp_src, key.tp_dst) = (1.into(), 2.into());
+        let mut key = Key {
+            eth_type: eth_type::IPV4.into(),
+            ip_proto: ip_proto::TCP,
+            ipv4_src: 0x0102_0304.into(),
+            ipv4_dst: 0x0506_0708.into(),
+            tp_src: 1.into(),
+            tp_dst: 2.into(),
+            ..Key::default()
+        };
         assert_eq!(symmetric(&key, 0), 0xfa49_07d7);
         std::mem::swap(&mut key.ipv4_src, &mut key.ipv4_dst);
         std::mem::swap(&mut key.tp_src, &mut key.tp_dst);
