@@ -9,7 +9,7 @@ use crate::keyfields::{FIRST_CONSTANT_WORD, Known, METADATA_WORDS, part_of};
 use crate::lower::Plan;
 use crate::lower::matching::{is_extension, is_neighbour_discovery};
 use crate::pipeline::{Pipeline, all_bits, read};
-use crate::refusal::{Cause, Difference, Refusal};
+use crate::refusal::{Cause, Difference, Limit, Refusal};
 use flowlift_driver::nic::{Entry, Field, FieldValue, Nic, NicAction, NicError, Stage, TableCaps, TableId};
 use flowlift_flow::key::{VLAN_CFI, VLAN_MAX, eth_type, ip_proto};
 use flowlift_flow::{Action, AttrSet, Flow, Header, Key, Mask, Match};
@@ -354,7 +354,10 @@ pub fn check<C: Codec + ?Sized>(
     bytes.clear();
     for entry in &plan.entries {
         let start = bytes.len();
-        codec.encode(plan.table, entry, bytes).map_err(|_| bug(Difference::Codec))?;
+        codec.encode(plan.table, entry, bytes).map_err(|e| match e {
+            NicError::Invalid(_) => Refusal { cause: Cause::Limit(Limit::Encoding), table },
+            _ => bug(Difference::Codec),
+        })?;
         let decoded = codec
             .decode(plan.table, bytes.get(start..).unwrap_or(&[]))
             .map_err(|_| bug(Difference::Codec))?;

@@ -139,6 +139,8 @@ pub enum Limit {
     },
     /// The stage has no table.
     NoTable(Stage),
+    /// The driver cannot encode the entry: its actions take more room than a command of the device has.
+    Encoding,
     /// Every table that would take the flow is excluded, being full.
     Full,
 }
@@ -227,6 +229,7 @@ impl Refusal {
             Cause::Limit(Limit::Actions { .. }) => {
                 "fewer actions, or a profile with more per entry, would lift it".into()
             }
+            Cause::Limit(Limit::Encoding) => "fewer actions, or ones that set less, would lift it".into(),
             Cause::Limit(Limit::NoTable(_)) => "a profile with more stages would lift it".into(),
             Cause::Limit(Limit::Full) => "a larger profile, or fewer flows, would lift it".into(),
             Cause::Recirc { why, .. } => match why {
@@ -328,6 +331,7 @@ impl fmt::Display for Cause {
             Self::Limit(Limit::Actions { need, max }) => {
                 write!(f, "{need} actions are needed, {max} are the limit")
             }
+            Self::Limit(Limit::Encoding) => write!(f, "the actions take more room than an entry has"),
             Self::Limit(Limit::NoTable(stage)) => write!(f, "stage {} has no table", stage.0),
             Self::Limit(Limit::Full) => write!(f, "every table that would take the flow is full"),
             Self::Recirc { id, why } => {

@@ -375,6 +375,10 @@ impl Nic for FakeNic {
         if let Some(spoil) = self.spoil {
             spoil(&mut entry);
         }
+        let limit = self.caps.tables.iter().map(|t| usize::from(t.max_actions) - 1).max();
+        if Some(entry.actions.len()) > limit {
+            return Err(NicError::Invalid(format!("{} actions", entry.actions.len())));
+        }
         encode(&entry, out);
         Ok(())
     }

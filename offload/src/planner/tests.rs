@@ -488,6 +488,15 @@ fn a_lying_codec_keeps_the_flow_out_and_is_counted() {
 }
 
 #[test]
+fn an_entry_that_the_driver_cannot_encode_is_a_limit_and_no_bug() {
+    let mut b = Bench::new(8, 8);
+    b.put(0, &plain(0), "1,2,3,4,1,2,3,4");
+    b.settle();
+    assert!(b.reason(0).starts_with("the actions take more room than an entry has"), "{}", b.reason(0));
+    assert_eq!(b.planner.stats().lowering_bugs, 0);
+}
+
+#[test]
 fn read_back_finds_and_repairs_what_changed_in_the_device() {
     let mut b = Bench::new(8, 8);
     (0..4).for_each(|n| b.put(n, &plain(n), "2"));

@@ -82,7 +82,7 @@ impl Planner {
             let prints = (place_print(&plan), whole_print(plan.table, &bytes));
             self.bytes = bytes;
             if let Err(refusal) = checked {
-                self.stats.lowering_bugs += 1;
+                self.stats.lowering_bugs += u64::from(matches!(refusal.cause, Cause::LoweringBug(_)));
                 return self.keep_in_software(id, Reason::Refused(refusal), None);
             }
             if self.slot(id).is_some_and(|s| s.installed != 0) {
