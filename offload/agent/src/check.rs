@@ -1,6 +1,6 @@
 //! `--check`: did two runs of the same packets give the same answer?
 
-use crate::engine::Run;
+use crate::engine::{NicSummary, Run};
 use crate::ledger::{Outlet, Stream};
 use serde::Serialize;
 
@@ -55,6 +55,27 @@ impl CheckReport {
                     format!("{name}: flow number {flow} counted {got:?}; the reference has {want:?}")
                 });
             }
+        }
+    }
+
+    /// Differences that only the NIC itself can show.
+    pub fn nic(&mut self, nic: &NicSummary) {
+        if nic.violations > 0 {
+            self.differ(1, || format!("the driver broke the device's protocol {} times", nic.violations));
+        }
+        if nic.audit.disagree > 0 {
+            let audit = nic.audit;
+            self.differ(audit.disagree, || {
+                format!(
+                    "{} of {} counter snapshots disagree with host memory",
+                    audit.disagree, audit.counters
+                )
+            });
+        }
+        if nic.planner.lowering_bugs > 0 {
+            self.differ(1, || {
+                format!("{} entries did not mean what their flows mean", nic.planner.lowering_bugs)
+            });
         }
     }
 

@@ -25,75 +25,119 @@ const FLOWS_SHOWN: usize = 40;
 
 /// Everything that `--json` prints. All but `speed` is the same in every run with the same input and seed.
 #[derive(Debug, Serialize)]
-struct Report {
-    flows: FlowCounts,
-    packets: PacketCounts,
+pub struct Report {
+    /// How many flows are where.
+    pub flows: FlowCounts,
+    /// What became of the packets.
+    pub packets: PacketCounts,
+    /// What `--check` found.
     #[serde(skip_serializing_if = "Option::is_none")]
-    check: Option<CheckReport>,
+    pub check: Option<CheckReport>,
+    /// The NIC.
     #[serde(skip_serializing_if = "Option::is_none")]
-    nic: Option<NicReport>,
+    pub nic: Option<NicReport>,
     /// Why there was no NIC.
     #[serde(skip_serializing_if = "Option::is_none")]
-    no_nic: Option<String>,
-    outputs: Vec<OutputReport>,
+    pub no_nic: Option<String>,
+    /// What left, by port.
+    pub outputs: Vec<OutputReport>,
     /// A number that two runs share only if they sent the same number of frames and bytes by each outlet and, with
     /// `--check`, the same frames in the same order per flow.
-    digest: String,
-    reasons: Vec<report::ReasonCount>,
-    flow_table: Vec<FlowLine>,
-    refused: Vec<report::RefusedLine>,
+    pub digest: String,
+    /// Why flows are not in hardware, the most frequent reason first.
+    pub reasons: Vec<report::ReasonCount>,
+    /// The flows, in the order of the dump.
+    pub flow_table: Vec<FlowLine>,
+    /// Flows of the dump that are not in the datapath.
+    pub refused: Vec<report::RefusedLine>,
     /// Flows that stand in the dump more than once; they count once.
-    repeated: u64,
+    pub repeated: u64,
     /// Where and why the capture ended before its end.
     #[serde(skip_serializing_if = "Option::is_none")]
-    damage: Option<String>,
-    speed: Speed,
+    pub damage: Option<String>,
+    /// How long it took.
+    pub speed: Speed,
 }
 
+/// How many flows are where.
 #[derive(Debug, Serialize)]
-struct FlowCounts {
-    total: u64,
-    hardware: u64,
-    software: u64,
-    refused: u64,
+pub struct FlowCounts {
+    /// Flows of the dump.
+    pub total: u64,
+    /// In hardware.
+    pub hardware: u64,
+    /// In software only.
+    pub software: u64,
+    /// Not in the datapath.
+    pub refused: u64,
 }
 
+/// What there is to say of the NIC.
 #[derive(Debug, Serialize)]
-struct NicReport {
-    device: String,
-    model: String,
-    state: &'static str,
-    seed: u64,
+pub struct NicReport {
+    /// Device family.
+    pub device: String,
+    /// Model or profile.
+    pub model: String,
+    /// `ready`, `failed` or `gone`.
+    pub state: &'static str,
+    /// Seed of the faults.
+    pub seed: u64,
     /// Breaches of the device's protocol: bugs of the driver.
-    violations: u32,
+    pub violations: u32,
     /// Injected faults by name.
-    faults: BTreeMap<&'static str, u64>,
-    resets: u64,
-    inserted: u64,
-    replaced: u64,
-    deleted: u64,
-    evicted: u64,
-    repaired: u64,
-    unanswered: u64,
-    lowering_bugs: u64,
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Resets by the planner.
+    pub resets: u64,
+    /// Inserts that the device confirmed.
+    pub inserted: u64,
+    /// Replaces, likewise.
+    pub replaced: u64,
+    /// Deletes, likewise.
+    pub deleted: u64,
+    /// Flows that gave their place to a busier one.
+    pub evicted: u64,
+    /// Entries found damaged and written anew.
+    pub repaired: u64,
+    /// Entries read back that were as they should be.
+    pub verified: u64,
+    /// Counters compared between bulk snapshots and host memory.
+    pub audited_counters: u64,
+    /// Those that disagreed.
+    pub disagreeing_counters: u64,
+    /// Updates that the device never answered, or answered by a reset.
+    pub unanswered: u64,
+    /// Plans that raise-and-compare refused.
+    pub lowering_bugs: u64,
 }
 
+/// What left by one port.
 #[derive(Debug, Serialize)]
-struct OutputReport {
-    to: String,
-    packets: u64,
-    bytes: u64,
+pub struct OutputReport {
+    /// Port, or `(userspace)`, `(miss)`.
+    pub to: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
 }
 
+/// How long it took.
 #[derive(Debug, Default, Serialize)]
-struct Speed {
-    load_seconds: f64,
-    flows_per_second: f64,
+pub struct Speed {
+    /// Reading flows and packets.
+    pub load_seconds: f64,
+    /// Flows read per second.
+    pub flows_per_second: f64,
+    /// Offering the flows to the NIC until each had its answer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    offload_seconds: Option<f64>,
-    replay_seconds: f64,
-    packets_per_second: f64,
-    megabits_per_second: f64,
+    pub offload_seconds: Option<f64>,
+    /// Replaying the packets.
+    pub replay_seconds: f64,
+    /// Packets replayed per second.
+    pub packets_per_second: f64,
+    /// Megabits replayed per second.
+    pub megabits_per_second: f64,
 }
 
 /// The run that is reported.
@@ -123,6 +167,25 @@ impl Main {
 /// # Errors
 /// Input that cannot be used at all.
 pub fn run(args: &ReplayArgs) -> Result<Outcome> {
+    let report = replay(args)?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print_text(&report);
+    }
+    if let Some(damage) = &report.damage {
+        eprintln!("flowlift: {damage}; the {} packets before it were replayed", report.packets.total);
+        return Ok(Outcome::Damaged);
+    }
+    let differs = report.check.as_ref().is_some_and(|check| check.differences > 0);
+    Ok(if differs { Outcome::Bad } else { Outcome::Good })
+}
+
+/// Replays a capture.
+///
+/// # Errors
+/// Input that cannot be used at all.
+pub fn replay(args: &ReplayArgs) -> Result<Report> {
     if args.flows.flows.is_some() != args.pcap.is_some() {
         bail!("--flows and --pcap go together: the bundled flows and packets belong to each other");
     }
@@ -169,18 +232,7 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
 
     let check = args.check.then(|| judge(&mut compared, &mut main, input.loaded.flows.len()));
     main.run().ledger().finish()?;
-    let report = report(args, &input, &packets, &mut main, check, no_nic, speed);
-    if args.json {
-        print_json(&report)?;
-    } else {
-        print_text(&report);
-    }
-    if let Some(damage) = &report.damage {
-        eprintln!("flowlift: {damage}; the {} packets before it were replayed", packets.len());
-        return Ok(Outcome::Damaged);
-    }
-    let differs = report.check.as_ref().is_some_and(|check| check.differences > 0);
-    Ok(if differs { Outcome::Bad } else { Outcome::Good })
+    Ok(report(args, &input, &packets, &mut main, check, no_nic, speed))
 }
 
 /// The runs that `--check` compares with: the linear reference and, beside a NIC, the softpath alone.
@@ -207,6 +259,9 @@ fn judge(compared: &mut [(&'static str, Box<dyn Run>)], main: &mut Main, flows: 
         }
         let name = if main.nic().is_some() { "NIC and softpath" } else { "softpath" };
         check.compare(name, reference.as_mut(), main.run(), flows);
+    }
+    if let Some(nic) = main.nic() {
+        check.nic(&nic.summary());
     }
     check
 }
@@ -332,6 +387,9 @@ fn nic_report(nic: &NicRun, seed: u64) -> NicReport {
         deleted: planner.deleted,
         evicted: planner.evicted,
         repaired: planner.repaired,
+        verified: planner.verified,
+        audited_counters: summary.audit.counters,
+        disagreeing_counters: summary.audit.disagree,
         unanswered: planner.unanswered,
         lowering_bugs: planner.lowering_bugs,
     }

@@ -6,7 +6,7 @@ mod nic;
 mod reference;
 mod soft;
 
-pub use nic::{NicRun, NicSetup, NicSummary};
+pub use nic::{Audit, NicRun, NicSetup, NicSummary};
 pub use reference::ReferenceRun;
 pub use soft::SoftRun;
 

@@ -25,6 +25,12 @@ const IDLE_STEP_NS: u64 = 1_000_000;
 /// Idle steps after which the run gives up: a hundred times the longest deadline of the driver.
 const IDLE_STEPS_MAX: u32 = 1_000_000;
 
+/// Packets between two audits, entries read back in each, counters compared in each, and turns that it may take.
+const AUDIT_PACKETS: u64 = 64;
+const AUDIT_ENTRIES: usize = 4;
+const AUDIT_COUNTERS: u32 = 32;
+const AUDIT_TURNS: u32 = 512;
+
 /// What a run with a NIC needs.
 pub struct NicSetup {
     /// The simulated device behind its in-process function.
@@ -48,10 +54,21 @@ pub struct NicSummary {
     pub violations: u32,
     /// Faults that were injected, by name.
     pub faults: BTreeMap<&'static str, u64>,
+    /// What the audits found.
+    pub audit: Audit,
     /// The planner's counts.
     pub planner: planner::Stats,
     /// How many flows are where.
     pub tally: planner::Tally,
+}
+
+/// Counters as the device gives them in bulk, against those that it keeps in host memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Entries compared.
+    pub counters: u64,
+    /// Entries whose counters disagreed.
+    pub disagree: u64,
 }
 
 /// See the module's head.
@@ -69,6 +86,7 @@ pub struct NicRun {
     route: Route,
     total: u64,
     slow: u64,
+    audit: Audit,
 }
 
 /// Where the softpath's packets go: into the ledger, or into the NIC's TX queue by way of `unsent`.
@@ -154,6 +172,7 @@ impl NicRun {
             route,
             total: 0,
             slow: 0,
+            audit: Audit::default(),
         };
         for n in 0..run.flows.len() {
             let flow = run
@@ -205,6 +224,7 @@ impl NicRun {
             state: self.nic.state(),
             violations: device.violations_total(),
             faults,
+            audit: self.audit,
             planner: self.planner.stats(),
             tally: self.planner.tally(),
         }
@@ -228,6 +248,35 @@ impl NicRun {
             }
         }
         Ok(())
+    }
+
+    /// Reads some entries back, which the planner compares with its flows, and compares some counters.
+    fn audit(&mut self) -> Result<()> {
+        if self.nic.state() != NicState::Ready {
+            return Ok(());
+        }
+        self.planner.verify(&mut self.nic, AUDIT_ENTRIES);
+        let tables = &self.nic.caps().tables;
+        let turn = usize::try_from(self.total / AUDIT_PACKETS).unwrap_or(0);
+        let Some(table) = tables.get(turn % tables.len().max(1)) else { return Ok(()) };
+        let count = AUDIT_COUNTERS.min(table.max_entries);
+        if let Err(error) = self.nic.snapshot(table.id, 0, count) {
+            tracing::debug!(%error, "counter snapshot");
+            return Ok(());
+        }
+        let (mut left, mut turns) = (count, AUDIT_TURNS);
+        // A reset meanwhile leaves the rest out.
+        while left > 0 && turns > 0 {
+            self.turn()?;
+            turns -= 1;
+            while let Some((id, counters)) = self.nic.take_snapshot() {
+                left = left.saturating_sub(1);
+                let Some(counters) = counters else { continue };
+                self.audit.counters += 1;
+                self.audit.disagree += u64::from(counters != self.nic.counters(id));
+            }
+        }
+        self.settle()
     }
 
     fn busy(&self) -> bool {
@@ -368,6 +417,9 @@ impl Run for NicRun {
                 }
             }
             self.settle()?;
+            if self.total.is_multiple_of(AUDIT_PACKETS) {
+                self.audit()?;
+            }
         }
         Ok(())
     }
