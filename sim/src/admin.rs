@@ -282,14 +282,14 @@ impl Fl1 {
             return Ok(self.table_refusal(c.table, e));
         }
         self.check_units(c)?;
-        if let Err(e) = self.tables[at].check_match(&new) {
-            return Ok(self.table_refusal(c.table, e));
-        }
-        self.check_actions(c)?;
-        let room = match self.tables[at].check_room(&new) {
-            Ok(room) => room,
+        let matched = match self.tables[at].check_match(&new) {
+            Ok(m) => m,
             Err(e) => return Ok(self.table_refusal(c.table, e)),
         };
+        self.check_actions(c)?;
+        if let Err(e) = self.tables[at].check_room(&matched, c.priority) {
+            return Ok(self.table_refusal(c.table, e));
+        }
         if self.faults.strike(FaultKind::TableFull, u64::from(c.entry)) {
             return Err((Status::TableFull, 0));
         }
@@ -298,7 +298,7 @@ impl Fl1 {
             let iova = page.wrapping_add(u64::from(c.entry) * PAGE_RECORD);
             self.host.write(&mut self.faults, iova, &record).map_err(|_| (Status::DmaFault, 0))?;
         }
-        self.tables[at].insert(c.entry, &new, &room);
+        self.tables[at].insert(c.entry, &new, &matched);
         if c.count != 0 {
             let due = now.saturating_add(u64::from(c.count) * 1_000_000);
             self.admin.ageing.insert((due, c.table, c.entry, now));

@@ -172,12 +172,13 @@ impl Words {
     }
 }
 
-/// The place that an insert found for its entry.
+/// A checked match, and where its mask is in the index, if it is in use already.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
+pub(crate) struct Match {
+    key: Words,
     mask: Words,
-    hash: u32,
     slot: Option<u32>,
+    hash: u32,
 }
 
 fn bytes(w: &[u64]) -> Vec<u8> {
@@ -249,36 +250,40 @@ impl Table {
         Ok(())
     }
 
-    /// Checks key and mask, then whether there is room for them.
-    pub(crate) fn check_match(&self, new: &NewEntry<'_>) -> Result<(), TableError> {
-        validate::mask_and_key(&self.spec, new.key, new.mask)
+    /// Checks mask and key. A mask that other entries have was checked for them.
+    pub(crate) fn check_match(&self, new: &NewEntry<'_>) -> Result<Match, TableError> {
+        let (key, mask) = (Words::new(new.key), Words::new(new.mask));
+        let slot = self.index.slot(mask.as_slice());
+        let inside = key.as_slice().iter().zip(mask.as_slice()).all(|(k, m)| k & !m == 0);
+        if slot.is_none() || !inside {
+            validate::mask_and_key(&self.spec, new.key, new.mask)?;
+        }
+        Ok(Match { key, mask, slot, hash: index::hash(key.as_slice()) })
     }
 
-    /// Checks what the index can run into, and finds the place for the entry.
-    pub(crate) fn check_room(&self, new: &NewEntry<'_>) -> Result<Room, TableError> {
-        let (key, mask) = (Words::new(new.key), Words::new(new.mask));
-        let hash = index::hash(key.as_slice());
-        let slot = self.index.slot(mask.as_slice());
-        if let Some(slot) = slot
-            && let Some(entry) = self.index.duplicate(slot, hash, key.as_slice(), new.priority, &self.entries)
-        {
-            let generation = self.entry(entry).map_or(0, |e| e.generation);
-            return Err(TableError::Duplicate { entry, generation });
+    /// Checks what the index can run into.
+    pub(crate) fn check_room(&self, m: &Match, priority: u16) -> Result<(), TableError> {
+        let Some(slot) = m.slot else {
+            let full =
+                self.spec.kind == TableKind::Hash && self.index.masks() >= self.spec.max_masks as usize;
+            return if full { Err(TableError::MasksFull) } else { Ok(()) };
+        };
+        match self.index.duplicate(slot, m.hash, m.key.as_slice(), priority, &self.entries) {
+            Some(entry) => {
+                let generation = self.entry(entry).map_or(0, |e| e.generation);
+                Err(TableError::Duplicate { entry, generation })
+            }
+            None => Ok(()),
         }
-        let bounded = self.spec.kind == TableKind::Hash;
-        if bounded && slot.is_none() && self.index.masks() >= self.spec.max_masks as usize {
-            return Err(TableError::MasksFull);
-        }
-        Ok(Room { mask, hash, slot })
     }
 
     pub(crate) fn check_id(&self, id: u32) -> Result<(), TableError> {
         if id < self.spec.max_entries { Ok(()) } else { Err(TableError::BadEntry) }
     }
 
-    /// Installs an entry that passed the checks, in the place they found.
-    pub(crate) fn insert(&mut self, id: u32, new: &NewEntry<'_>, room: &Room) {
-        let slot = room.slot.unwrap_or_else(|| self.index.open_slot(room.mask.as_slice()));
+    /// Installs an entry that passed the checks.
+    pub(crate) fn insert(&mut self, id: u32, new: &NewEntry<'_>, m: &Match) {
+        let slot = m.slot.unwrap_or_else(|| self.index.open_slot(m.mask.as_slice()));
         let entry = Entry {
             generation: new.generation,
             age_ms: new.age_ms,
@@ -292,7 +297,7 @@ impl Table {
         };
         self.entries.put(id, entry);
         self.used += 1;
-        self.index.add(slot, room.hash, id, new.priority);
+        self.index.add(slot, m.hash, id, new.priority);
     }
 
     /// Swaps actions and generation.

@@ -79,8 +79,8 @@ fn against_linear(kind: TableKind, steps: &[(u8, u32, u16, [u8; 4], u8)]) -> Res
         match what {
             0 | 1 => {
                 let ok = table.check_insert(id, &new).and_then(|()| table.check_match(&new));
-                if let Ok(room) = ok.and_then(|()| table.check_room(&new)) {
-                    table.insert(id, &new, &room);
+                if let Ok(m) = ok.and_then(|m| table.check_room(&m, priority).map(|()| m)) {
+                    table.insert(id, &new, &m);
                     linear.insert(id, priority, &key, &mask);
                 }
             }
@@ -138,9 +138,8 @@ fn every_field_reaches_its_place_in_the_blob() {
                     mask: &mask,
                     actions: &[],
                 };
-                table.check_match(&new).expect("supported");
-                let room = table.check_room(&new).expect("empty");
-                table.insert(0, &new, &room);
+                let m = table.check_match(&new).expect("supported");
+                table.insert(0, &new, &m);
                 let mut packet = crate::field::PacketKey([0xff; KEY_BYTES]);
                 assert_eq!(table.lookup(&packet), None, "{:?}", f.field);
                 packet.set(f.field, &key[f.offset..f.offset + supported.len()]);
