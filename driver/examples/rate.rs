@@ -1,13 +1,14 @@
 //! Updates per second through driver, ring and simulated device: `cargo run --release -p flowlift-driver --example rate
 //! -- [ENTRIES]`.
 //!
-//! Once with the device in the driver's thread, and once in a thread of its own, one core for each side. Every
-//! completion is checked.
+//! Once with the device in the driver's thread, where the processor time of each side is told apart, and once in a
+//! thread of its own, one core for each side. Every completion is checked.
 
 use flowlift_driver::fl1::{Fl1, Fl1Config, Platform};
 use flowlift_driver::inproc::{InProc, InProcConfig};
 use flowlift_driver::nic::{Entry, EntryId, Field, Nic, NicAction, NicPort, TableId, Update, UpdateStatus};
 use flowlift_sim::{Config, FaultPlan, HostClock, Profile};
+use nix::time::{ClockId, clock_gettime};
 use smallvec::SmallVec;
 use std::error::Error;
 use std::sync::Arc;
@@ -60,8 +61,14 @@ fn template(nic: &Fl1) -> Outcome<(Entry, usize)> {
     Ok((entry, at))
 }
 
-/// Runs one kind of update over all entries; returns updates per second.
-fn pass(nic: &mut Fl1, function: Option<&Function>, kind: &Kind, n: u32) -> Outcome<f64> {
+/// Processor time of this thread in nanoseconds.
+fn cpu_ns() -> Outcome<u64> {
+    let t = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    Ok(t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
+/// Runs one kind of update over all entries, and prints what it took.
+fn pass(nic: &mut Fl1, function: Option<&Function>, kind: &Kind, n: u32, name: &str) -> Outcome<()> {
     let (entry, at) = template(nic)?;
     let id = EntryId { table: TableId(0), index: 0 };
     let one = match kind {
@@ -72,7 +79,7 @@ fn pass(nic: &mut Fl1, function: Option<&Function>, kind: &Kind, n: u32) -> Outc
     let mut batch = vec![one; BATCH];
     let (mut results, mut events) = (Vec::with_capacity(4096), vec![]);
     let (mut next, mut answered, mut sum) = (0u32, 0u32, 0u64);
-    let start = Instant::now();
+    let (start, cpu, mut device) = (Instant::now(), cpu_ns()?, 0);
     while answered < n {
         let size = BATCH.min((n - next) as usize);
         for (i, update) in (next..).zip(&mut batch[..size]) {
@@ -87,7 +94,9 @@ fn pass(nic: &mut Fl1, function: Option<&Function>, kind: &Kind, n: u32) -> Outc
         next += nic.submit(&batch[..size])? as u32;
         nic.kick()?;
         if let Some(f) = function {
+            let before = cpu_ns()?;
             f.model().step();
+            device += cpu_ns()? - before;
         }
         nic.poll(&mut results, &mut events)?;
         for r in results.drain(..) {
@@ -98,11 +107,18 @@ fn pass(nic: &mut Fl1, function: Option<&Function>, kind: &Kind, n: u32) -> Outc
             answered += 1;
         }
     }
-    let rate = f64::from(n) / start.elapsed().as_secs_f64();
+    let rate = f64::from(n) / start.elapsed().as_secs_f64() / 1e6;
+    let driver = (cpu_ns()? - cpu - device) / u64::from(n);
+    match function {
+        Some(_) => {
+            println!("{name}: {rate:.2} M/s; driver {driver} ns, device {} ns each", device / u64::from(n))
+        }
+        None => println!("{name}: {rate:.2} M/s"),
+    }
     if sum != u64::from(n) * (u64::from(n) - 1) / 2 {
         return Err("cookies are missing or doubled".into());
     }
-    Ok(rate)
+    Ok(())
 }
 
 fn measure(name: &str, n: u32, inline: bool) -> Outcome<()> {
@@ -124,7 +140,7 @@ fn measure(name: &str, n: u32, inline: bool) -> Outcome<()> {
     let before = nic.stats();
     let step = inline.then_some(&function);
     for (what, kind) in [("inserts", Kind::Insert), ("replaces", Kind::Replace), ("deletes", Kind::Delete)] {
-        println!("{name}: {:.2} M {what}/s", pass(&mut nic, step, &kind, n)? / 1e6);
+        pass(&mut nic, step, &kind, n, &format!("{name}, {what}"))?;
     }
     let after = nic.stats();
     let per = (after.updates - before.updates) / (after.doorbells - before.doorbells).max(1);

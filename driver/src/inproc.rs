@@ -9,8 +9,9 @@
 //! each taken last and never held across a call into the model. Mapped BARs are plain shared memory and take none.
 
 use flowlift_bus::{
-    BarAccess, BarSpec, BarWindow, BusError, ConfigSpace, DeviceModel, DmaBus, DmaDirection, DmaDomain, DmaFault,
-    DmaMem, IovaRange, IrqInfo, IrqKind, IrqSink, LifecycleEvents, Mapping, MappingGuard, PciFunction,
+    BarAccess, BarSpec, BarWindow, BusError, ConfigSpace, DeviceModel, DmaBus, DmaDirection, DmaDomain,
+    DmaFault, DmaMem, IovaRange, IrqInfo, IrqKind, IrqSink, LifecycleEvents, Mapping, MappingGuard,
+    PciFunction,
 };
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -312,8 +313,10 @@ impl<D: DeviceModel + 'static> InProc<D> {
             gone: AtomicBool::new(false),
             faults: Mutex::default(),
         });
-        let irqs =
-            Arc::new(Irqs { vectors: Mutex::new((0..vectors).map(|_| None).collect()), iommu: iommu.clone() });
+        let irqs = Arc::new(Irqs {
+            vectors: Mutex::new((0..vectors).map(|_| None).collect()),
+            iommu: iommu.clone(),
+        });
         let mapped = bars.iter().filter_map(|(b, m)| m.clone().map(|m| (b.index, m))).collect();
         model.attach(Box::new(IommuBus(iommu.clone())), Box::new(SharedIrqs(irqs.clone())), mapped);
         Ok(Arc::new(Self {
@@ -473,7 +476,8 @@ impl<D: DeviceModel + 'static> PciFunction for InProc<D> {
         }
         let mut vectors = lock(&self.inner.irqs.vectors);
         let size = vectors.len() as u64;
-        let slots = (start as usize).checked_add(fds.len()).and_then(|end| vectors.get_mut(start as usize..end));
+        let slots =
+            (start as usize).checked_add(fds.len()).and_then(|end| vectors.get_mut(start as usize..end));
         let Some(slots) = slots else {
             return Err(BusError::OutOfRange {
                 what: "MSI-X vectors",

@@ -499,8 +499,9 @@ pub trait Nic: Send {
     fn caps(&self) -> &NicCaps;
     /// Its state.
     fn state(&self) -> NicState;
-    /// Queues updates in order; returns how many were taken (the ring may be full). Updates of one entry keep their
-    /// order. The device learns of them at the next `kick`.
+    /// Queues updates in order; returns how many were taken: the ring may be full, or the next one's entry has an
+    /// update that was not answered yet. So updates of one entry keep their order, and the fate of each is known. The
+    /// device learns of them at the next `kick`.
     fn submit(&mut self, updates: &[Update]) -> Result<usize, NicError>;
     /// Tells the device about everything queued: at most one doorbell.
     fn kick(&mut self) -> Result<(), NicError>;

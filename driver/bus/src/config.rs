@@ -50,8 +50,7 @@ impl ConfigSpace {
     /// Refuses BARs that PCI cannot express: no power of two, below 16 bytes or above 1 GiB, an index past 5 or used
     /// twice; more than 2048 vectors; or vectors without a free BAR.
     pub fn new(identity: PciIdentity, bars: &[BarSpec], msix_vectors: u16) -> Result<Self, BusError> {
-        let mut c =
-            Self { bytes: [0; SIZE], at_reset: [0; SIZE], writable: [0; SIZE], msix_bar: None };
+        let mut c = Self { bytes: [0; SIZE], at_reset: [0; SIZE], writable: [0; SIZE], msix_bar: None };
         c.put(0x00, &identity.vendor.to_le_bytes());
         c.put(0x02, &identity.device.to_le_bytes());
         c.bytes[0x08] = identity.revision;

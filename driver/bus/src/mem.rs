@@ -46,10 +46,8 @@ impl DmaMem {
     /// Maps the first `len` bytes of a memfd made elsewhere (a vfio-user peer's). A file that is shorter is refused,
     /// and sealed against shrinking where its maker allowed seals.
     pub fn from_file(file: File, len: usize) -> Result<Self, BusError> {
-        let size = file
-            .metadata()
-            .map_err(|source| BusError::Io { what: "size of DMA memory", source })?
-            .len();
+        let size =
+            file.metadata().map_err(|source| BusError::Io { what: "size of DMA memory", source })?.len();
         if len == 0 || size < len as u64 {
             return Err(BusError::OutOfRange { what: "file behind DMA memory", offset: 0, len, size });
         }

@@ -220,7 +220,11 @@ impl Admin {
         arena.mem().read_bytes(self.sq + first, head)?;
         arena.mem().read_bytes(self.sq, wrapped)?;
         self.close(cookie);
-        Ok(if self.push(arena, command, p.task, p.cookie, p.attempts + 1)? { Resent::Yes } else { Resent::TooOften(p) })
+        Ok(if self.push(arena, command, p.task, p.cookie, p.attempts + 1)? {
+            Resent::Yes
+        } else {
+            Resent::TooOften(p)
+        })
     }
 
     /// Sends again what the device fetched so long ago that its completion is lost. `head` is the device's consumer

@@ -54,7 +54,10 @@ fn identify(function: &dyn PciFunction, regs: &Regs) -> Result<Identity, NicErro
     let magic = regs.get(regs::MAGIC)?;
     let version = regs.get(regs::VERSION)?;
     if magic != 0x3130_4c46 || version >> 16 != MAJOR {
-        return Err(NicError::Invalid(format!("{}: magic {magic:#x}, version {version:#x}", function.name())));
+        return Err(NicError::Invalid(format!(
+            "{}: magic {magic:#x}, version {version:#x}",
+            function.name()
+        )));
     }
     let id = Identity {
         ports: regs.get(regs::NUM_PORTS)?,
@@ -312,7 +315,9 @@ impl Fl1 {
     }
 
     pub(crate) fn set_link(&mut self, port: NicPort, up: bool) {
-        let Some(link) = usize::from(port.0).checked_sub(1).and_then(|p| self.link.get_mut(p)) else { return };
+        let Some(link) = usize::from(port.0).checked_sub(1).and_then(|p| self.link.get_mut(p)) else {
+            return;
+        };
         if std::mem::replace(link, up) != up {
             self.events.push(NicEvent::Link { port, up });
         }
@@ -346,7 +351,9 @@ impl Fl1 {
             if done(self)? {
                 return Ok(());
             }
-            if u128::from(self.config.platform.now_ns().saturating_sub(start)) > self.config.deadline.as_nanos() {
+            if u128::from(self.config.platform.now_ns().saturating_sub(start))
+                > self.config.deadline.as_nanos()
+            {
                 break;
             }
             self.config.platform.relax();

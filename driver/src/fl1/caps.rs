@@ -4,8 +4,8 @@
 use super::regs::{MAX_PORTS, MAX_SLOWQ};
 use super::wire::{self, CapsHeader, FieldRecord, TableRecord, action, crc_without};
 use crate::nic::{
-    ActionKind, ActionSet, Field, FieldCaps, KEY_MAX, MatchKind, Miss, NicCaps, NicPort, PortCaps, Stage, TableCaps,
-    TableId, TableKind,
+    ActionKind, ActionSet, Field, FieldCaps, KEY_MAX, MatchKind, Miss, NicCaps, NicPort, PortCaps, Stage,
+    TableCaps, TableId, TableKind,
 };
 
 /// "FLCP".
@@ -95,7 +95,11 @@ impl Identity {
     /// Refuses numbers that cannot be, naming the first.
     pub(crate) fn check(&self) -> Result<(), String> {
         let bound = |what: &str, v: u32, ok: std::ops::RangeInclusive<u32>| {
-            if ok.contains(&v) { Ok(()) } else { Err(format!("{what} is {v}, outside {}..={}", ok.start(), ok.end())) }
+            if ok.contains(&v) {
+                Ok(())
+            } else {
+                Err(format!("{what} is {v}, outside {}..={}", ok.start(), ok.end()))
+            }
         };
         bound("NUM_PORTS", self.ports, 1..=MAX_PORTS)?;
         bound("NUM_SLOWQ", self.slow_queues, 1..=MAX_SLOWQ)?;
@@ -154,10 +158,12 @@ pub(crate) fn parse(blob: &[u8], id: &Identity) -> Result<Parsed, String> {
     if crc_without(blob, 28) != Some(h.crc.get()) {
         return Err("the capability blob's CRC is wrong".into());
     }
-    let said: [u32; 4] = [h.tables.get().into(), h.stages.get().into(), h.ports.get().into(), h.slow_queues.get().into()];
+    let said: [u32; 4] =
+        [h.tables.get().into(), h.stages.get().into(), h.ports.get().into(), h.slow_queues.get().into()];
     let registers = [id.tables, id.stages, id.ports, id.slow_queues];
-    if said != registers || [h.parser_flags.get(), h.meters.get(), h.max_frame.get()]
-        != [id.parser_flags, id.meters, id.max_frame]
+    if said != registers
+        || [h.parser_flags.get(), h.meters.get(), h.max_frame.get()]
+            != [id.parser_flags, id.meters, id.max_frame]
     {
         return Err(format!("capability blob ({said:?}) and registers ({registers:?}) disagree"));
     }
@@ -183,7 +189,9 @@ pub(crate) fn parse(blob: &[u8], id: &Identity) -> Result<Parsed, String> {
         return Err(format!("{} bytes after the last table record", rest.len()));
     }
     if entries > MAX_ENTRIES {
-        return Err(format!("{entries} entries are more than this driver keeps counters for ({MAX_ENTRIES})"));
+        return Err(format!(
+            "{entries} entries are more than this driver keeps counters for ({MAX_ENTRIES})"
+        ));
     }
     for t in &tables {
         if let Miss::Next(next) = t.caps.miss {

@@ -42,7 +42,12 @@ fn low(v: &FieldValue, n: usize) -> &[u8] {
     &v[v.len() - n..]
 }
 
-fn encode_set(units: &mut Units<'_>, field: Field, value: &FieldValue, mask: &FieldValue) -> Result<(), String> {
+fn encode_set(
+    units: &mut Units<'_>,
+    field: Field,
+    value: &FieldValue,
+    mask: &FieldValue,
+) -> Result<(), String> {
     let (id, n) = field_code(field).ok_or_else(|| format!("{field:?} cannot be set"))?;
     let (high_value, high_mask) = (&value[..16 - n], &mask[..16 - n]);
     if high_value.iter().chain(high_mask).any(|&b| b != 0) {
@@ -72,7 +77,11 @@ fn encode_actions(
     let mut units = Units { bytes, used: 0 };
     let mut max_len = 0;
     let allowed = |kind: ActionKind| {
-        if table.caps.actions.has(kind) { Ok(()) } else { Err(format!("table {} has no {kind:?}", table.caps.id.0)) }
+        if table.caps.actions.has(kind) {
+            Ok(())
+        } else {
+            Err(format!("table {} has no {kind:?}", table.caps.id.0))
+        }
     };
     if actions.is_empty() && !table.may_drop {
         return Err(format!("table {} cannot drop", table.caps.id.0));
@@ -172,8 +181,7 @@ fn check_match(table: &TableInfo, entry: &Entry) -> Result<(), String> {
         return Err(format!("key and mask of {} and {} bytes, not {n}", entry.key.len(), entry.mask.len()));
     }
     let bytes = entry.key.iter().zip(&entry.mask).zip(&table.supported);
-    let (outside_mask, unsupported) =
-        bytes.fold((0, 0), |(o, u), ((k, m), s)| (o | k & !m, u | m & !s));
+    let (outside_mask, unsupported) = bytes.fold((0, 0), |(o, u), ((k, m), s)| (o | k & !m, u | m & !s));
     if outside_mask != 0 {
         return Err("key bits outside the mask".into());
     }
@@ -259,7 +267,10 @@ pub(crate) struct Raw<'a> {
 /// The entry that an INSERT command means.
 pub(crate) fn decode_insert(table: &TableInfo, bytes: &[u8]) -> Result<Entry, String> {
     let h = parse::<CommandHeader>(bytes).ok_or("a command is cut off")?;
-    if h.opcode != op::INSERT || h.table.get() != table.caps.id.0 || bytes.len() != usize::from(h.slots) * SLOT {
+    if h.opcode != op::INSERT
+        || h.table.get() != table.caps.id.0
+        || bytes.len() != usize::from(h.slots) * SLOT
+    {
         return Err(format!("{} bytes are no insert into table {}", bytes.len(), table.caps.id.0));
     }
     decode(
@@ -365,7 +376,10 @@ fn decode_actions(bytes: &[u8]) -> Result<SmallVec<[NicAction; 2]>, String> {
             other => return Err(format!("action type {other}")),
         };
         let has_arg = matches!(u[0], action::OUTPUT | action::SET_FIELD | action::GOTO);
-        if u[0] != action::SET_FIELD && u[1] != 1 || arg != 0 && !has_arg || u[meaningful..].iter().any(|&b| b != 0) {
+        if u[0] != action::SET_FIELD && u[1] != 1
+            || arg != 0 && !has_arg
+            || u[meaningful..].iter().any(|&b| b != 0)
+        {
             return Err(format!("action {u:02x?} has reserved bits"));
         }
     }
@@ -425,7 +439,11 @@ mod tests {
             key: SmallVec::from_slice(&golden[32..80]),
             mask: SmallVec::from_slice(&golden[80..128]),
             actions: smallvec![
-                NicAction::SetField { field: Field::Ipv4Dst, value: value(0xac10_0009), mask: value(0xffff_ffff) },
+                NicAction::SetField {
+                    field: Field::Ipv4Dst,
+                    value: value(0xac10_0009),
+                    mask: value(0xffff_ffff)
+                },
                 NicAction::SetField { field: Field::L4Dst, value: value(8080), mask: value(0xffff) },
                 NicAction::DecTtl,
                 NicAction::PushVlan { tpid: 0x8100, tci: 0x6064 },
@@ -480,7 +498,9 @@ mod tests {
             let e = encode_insert(&t, &id, (0, 1), &entry, &mut out).unwrap_err();
             assert!(e.contains(part), "{e}");
         };
-        let set = |field, v: u128, m: u128| smallvec![NicAction::SetField { field, value: value(v), mask: value(m) }];
+        let set = |field, v: u128, m: u128| {
+            smallvec![NicAction::SetField { field, value: value(v), mask: value(m) }]
+        };
         refused(smallvec![NicAction::Output(NicPort(0))], "port 0");
         refused(smallvec![NicAction::Output(NicPort(17))], "port 17");
         refused(smallvec![NicAction::Trunc(64)], "without an output");
@@ -499,7 +519,8 @@ mod tests {
             let e = encode_insert(&t, &id, (0, 1), &entry, &mut out).unwrap_err();
             assert!(e.contains(part), "{e}");
         };
-        let plain = Entry { priority: 0, key: smallvec![0; 48], mask: smallvec![0; 48], actions: smallvec![] };
+        let plain =
+            Entry { priority: 0, key: smallvec![0; 48], mask: smallvec![0; 48], actions: smallvec![] };
         refused(Entry { priority: 1, ..plain.clone() }, "priority");
         refused(Entry { key: smallvec![0; 47], ..plain.clone() }, "47 and 48");
         refused(Entry { key: smallvec![1; 48], ..plain.clone() }, "outside the mask");

@@ -25,8 +25,8 @@ mod wire;
 
 use crate::dma::{Arena, FilledRing, Offset};
 use crate::nic::{
-    Entry, EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicPort, NicState, SlowRx, SlowTx, TableId, Update,
-    UpdateResult, UpdateStatus,
+    Entry, EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicPort, NicState, SlowRx, SlowTx,
+    TableId, Update, UpdateResult, UpdateStatus,
 };
 use admin::{Admin, Task};
 use caps::{Identity, TableInfo};
@@ -173,7 +173,8 @@ impl Table {
     }
     fn set_generation(&mut self, index: u32, generation: u32) {
         if let Some(g) = self.generations.get_mut(index as usize) {
-            self.used = self.used + u32::from(*g == 0 && generation != 0) - u32::from(*g != 0 && generation == 0);
+            self.used =
+                self.used + u32::from(*g == 0 && generation != 0) - u32::from(*g != 0 && generation == 0);
             *g = generation;
         }
     }
@@ -275,7 +276,10 @@ impl Fl1 {
     ) -> Result<bool, NicError> {
         self.usable()?;
         if meter >= self.id.meters || (rate == 0) != (burst == 0) {
-            return Err(NicError::Invalid(format!("meter {meter} of {}, rate {rate}, burst {burst}", self.id.meters)));
+            return Err(NicError::Invalid(format!(
+                "meter {meter} of {}, rate {rate}, burst {burst}",
+                self.id.meters
+            )));
         }
         if self.admin.open() == 0 {
             self.health.progress_at = self.config.platform.now_ns();
@@ -364,10 +368,18 @@ impl Fl1 {
                 if let Some(t) = table {
                     t.set_busy(id.index, false);
                 }
-                results.push(UpdateResult { cookie: p.cookie, status: UpdateStatus::Aborted, counters: None });
+                results.push(UpdateResult {
+                    cookie: p.cookie,
+                    status: UpdateStatus::Aborted,
+                    counters: None,
+                });
             }
             Task::Meter => {
-                results.push(UpdateResult { cookie: p.cookie, status: UpdateStatus::Aborted, counters: None });
+                results.push(UpdateResult {
+                    cookie: p.cookie,
+                    status: UpdateStatus::Aborted,
+                    counters: None,
+                });
             }
             Task::Read { .. } | Task::Counters { .. } | Task::Setup => {}
         });
@@ -390,8 +402,9 @@ impl Fl1 {
 
     /// Encodes one update into the ring. `Ok(false)`: no room, or its entry has an update in flight.
     fn submit_one(&mut self, update: &Update) -> Result<bool, NicError> {
-        let (Update::Insert { cookie, id, .. } | Update::Replace { cookie, id, .. } | Update::Delete { cookie, id }) =
-            update;
+        let (Update::Insert { cookie, id, .. }
+        | Update::Replace { cookie, id, .. }
+        | Update::Delete { cookie, id }) = update;
         let (cookie, id) = (*cookie, *id);
         let at = self.entry_table(id)?;
         let Some(table) = self.tables.get_mut(at) else { return Ok(false) };
@@ -517,8 +530,8 @@ impl Nic for Fl1 {
     fn encode(&self, table: TableId, entry: &Entry, out: &mut Vec<u8>) -> Result<(), NicError> {
         let t = self.table(table).ok_or_else(|| NicError::Invalid(format!("table {}", table.0)))?;
         let mut command = [0; COMMAND_MAX];
-        let len =
-            codec::encode_insert(&t.info, &self.id, (0, 0), entry, &mut command).map_err(NicError::Invalid)?;
+        let len = codec::encode_insert(&t.info, &self.id, (0, 0), entry, &mut command)
+            .map_err(NicError::Invalid)?;
         out.extend_from_slice(&command[..len]);
         Ok(())
     }

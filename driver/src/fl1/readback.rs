@@ -6,8 +6,8 @@
 use super::admin::{Pending, Task};
 use super::codec::{self, Raw};
 use super::wire::{
-    CRC32C, CommandHeader, Completion, CounterRecord, EntryRecord, RECORD_VALID, buffer_command, crc_without, op,
-    parse, status,
+    CRC32C, CommandHeader, Completion, CounterRecord, EntryRecord, RECORD_VALID, buffer_command, crc_without,
+    op, parse, status,
 };
 use super::{Fl1, Table};
 use crate::dma::{Layout, Offset};
@@ -109,15 +109,16 @@ impl Fl1 {
             self.read_back.under_way.push(id);
             self.send_read(id, buffer, 0)?;
         }
-        if !self.read_back.snapshot_busy && self.admin.room() > 0 {
-            if let Some((table, first, count)) = self.read_back.snapshots_wanted.pop_front() {
-                let now = count.min(SNAPSHOT);
-                if count > now {
-                    self.read_back.snapshots_wanted.push_front((table, first + now, count - now));
-                }
-                self.read_back.snapshot_busy = true;
-                self.send_counters(table, first, now, 0)?;
+        if !self.read_back.snapshot_busy
+            && self.admin.room() > 0
+            && let Some((table, first, count)) = self.read_back.snapshots_wanted.pop_front()
+        {
+            let now = count.min(SNAPSHOT);
+            if count > now {
+                self.read_back.snapshots_wanted.push_front((table, first + now, count - now));
             }
+            self.read_back.snapshot_busy = true;
+            self.send_counters(table, first, now, 0)?;
         }
         self.admin.ring(&self.regs)
     }
@@ -136,7 +137,13 @@ impl Fl1 {
         self.push_read(command, Task::Read { id, buffer, sequence, attempts })
     }
 
-    fn send_counters(&mut self, table: TableId, first: u32, count: u32, attempts: u8) -> Result<(), NicError> {
+    fn send_counters(
+        &mut self,
+        table: TableId,
+        first: u32,
+        count: u32,
+        attempts: u8,
+    ) -> Result<(), NicError> {
         let sequence = self.read_back.sequence();
         let header = CommandHeader {
             opcode: op::COUNTERS,

@@ -260,7 +260,8 @@ mod tests {
     }
 
     fn map() -> Map {
-        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/device/regmap.toml"));
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/device/regmap.toml"));
         toml::from_str(&text.unwrap()).unwrap()
     }
 

@@ -96,10 +96,14 @@ impl RxQueue {
                 return lie("impossible flags or frame length");
             }
             let start = *first.get_or_insert(c);
-            if (start.port, start.stage, start.metadata, start.frame_len) != (c.port, c.stage, c.metadata, c.frame_len) {
+            if (start.port, start.stage, start.metadata, start.frame_len)
+                != (c.port, c.stage, c.metadata, c.frame_len)
+            {
                 return lie("other values than the frame's first");
             }
-            let Some(room) = frame.get_mut(total..total + len) else { return lie("more bytes than a frame has") };
+            let Some(room) = frame.get_mut(total..total + len) else {
+                return lie("more bytes than a frame has");
+            };
             let at = self.buffers + expected as usize * BUFFER;
             from_device.mem().read_bytes(at, room).map_err(|e| e.to_string())?;
             total += len;
@@ -146,8 +150,13 @@ pub(crate) struct TxQueue {
 }
 
 impl TxQueue {
-    pub(crate) fn new(to_device: &mut Layout, from_device: &mut Layout, elements: u32, max_frame: u32) -> Self {
-        let data_len = (4 * max_frame as usize).next_power_of_two();
+    pub(crate) fn new(
+        to_device: &mut Layout,
+        from_device: &mut Layout,
+        elements: u32,
+        max_frame: u32,
+    ) -> Self {
+        let data_len = (4 * max_frame as usize).next_multiple_of(64);
         Self {
             descriptors: to_device.add(elements as usize * size_of::<TxDescriptor>()),
             elements,
@@ -163,7 +172,8 @@ impl TxQueue {
 
     /// Frees what the device has sent.
     fn reap(&mut self, from_device: &Arena) -> Result<(), String> {
-        let word = from_device.mem().load_u64(self.written_back, Ordering::Acquire).map_err(|e| e.to_string())?;
+        let word =
+            from_device.mem().load_u64(self.written_back, Ordering::Acquire).map_err(|e| e.to_string())?;
         let sent = (word as u32).wrapping_sub(self.head);
         if word > u64::from(u32::MAX) || sent > self.tail.wrapping_sub(self.head) {
             return Err(format!("transmit index {word:#x} outside {:#x}..={:#x}", self.head, self.tail));
@@ -223,7 +233,9 @@ impl TxQueue {
             cookie: 0.into(),
         };
         let element = (self.tail & (self.elements - 1)) as usize;
-        to_device.mem().write_bytes(self.descriptors + element * size_of::<TxDescriptor>(), descriptor.as_bytes())?;
+        to_device
+            .mem()
+            .write_bytes(self.descriptors + element * size_of::<TxDescriptor>(), descriptor.as_bytes())?;
         self.frames.push_back(Sent { to, start, len: frame.len() });
         self.data_tail = start + frame.len() as u64;
         self.tail = self.tail.wrapping_add(1);
@@ -264,7 +276,11 @@ pub(crate) fn check_tx(id: &Identity, to: SlowTx, frame: &[u8]) -> Result<NicPor
         return Err(NicError::Invalid(format!("port {} of {}", port.0, id.ports)));
     }
     if frame.len() < FRAME_MIN || frame.len() > id.max_frame as usize {
-        return Err(NicError::Invalid(format!("a frame of {} bytes, not {FRAME_MIN}..={}", frame.len(), id.max_frame)));
+        return Err(NicError::Invalid(format!(
+            "a frame of {} bytes, not {FRAME_MIN}..={}",
+            frame.len(),
+            id.max_frame
+        )));
     }
     Ok(port)
 }

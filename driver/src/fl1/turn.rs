@@ -4,9 +4,7 @@ use super::admin::{Answer, Pending, Resent, Task};
 use super::regs::{self, DB_ACQ_HEAD, DB_EVQ_HEAD};
 use super::wire::{Completion, Event, SLOT, event, parse, status};
 use super::{Fl1, Table};
-use crate::nic::{
-    EntryCounters, EntryId, NicError, NicEvent, NicPort, TableId, UpdateResult, UpdateStatus,
-};
+use crate::nic::{EntryCounters, EntryId, NicError, NicEvent, NicPort, TableId, UpdateResult, UpdateStatus};
 
 /// Answers that cannot be, after which the device is not believed any more.
 const IMPOSSIBLE_MAX: u64 = 64;
@@ -77,7 +75,8 @@ impl Fl1 {
             }
             Task::Meter => {
                 self.admin.close(cookie);
-                let status = if c.status.get() == status::OK { UpdateStatus::Ok } else { refusal(c.status.get()) };
+                let status =
+                    if c.status.get() == status::OK { UpdateStatus::Ok } else { refusal(c.status.get()) };
                 self.results.push(UpdateResult { cookie: p.cookie, status, counters: None });
                 Ok(())
             }
@@ -147,7 +146,9 @@ impl Fl1 {
     fn take_events(&mut self) -> Result<(), NicError> {
         let mut taken = 0;
         let mut bytes = [0; size_of::<Event>()];
-        while taken < self.event_ring.elements && self.event_ring.peek(&self.memory.from_device, 0, &mut bytes)? {
+        while taken < self.event_ring.elements
+            && self.event_ring.peek(&self.memory.from_device, 0, &mut bytes)?
+        {
             self.event_ring.head = self.event_ring.head.wrapping_add(1);
             taken += 1;
             if let Some(e) = parse::<Event>(&bytes) {

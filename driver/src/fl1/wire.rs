@@ -6,7 +6,8 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// CRC32C of records that the device writes.
-pub(crate) const CRC32C: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
+pub(crate) const CRC32C: crc::Crc<u32, crc::Table<16>> =
+    crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
 
 /// Length of an admin slot in bytes.
 pub(crate) const SLOT: usize = 64;
@@ -217,7 +218,10 @@ mod tests {
         assert_eq!(slot[..], golden("delete"));
         let c = parse::<Completion>(&golden("completion_delete")).unwrap();
         assert_eq!((c.cookie.get(), c.status.get(), c.opcode, c.detail.get()), (43, 0, op::DELETE, 0));
-        assert_eq!((c.packets.get(), c.bytes.get(), c.used_ns.get()), (1_000_000, 100_000_000, 1_000_000_000));
+        assert_eq!(
+            (c.packets.get(), c.bytes.get(), c.used_ns.get()),
+            (1_000_000, 100_000_000, 1_000_000_000)
+        );
         assert_eq!((c.tcp_flags.get(), c.generation.get(), c.sq_head.get(), c.seq.get()), (0x12, 7, 6, 5));
     }
 
@@ -250,7 +254,10 @@ mod tests {
     #[test]
     fn events_and_slow_queue_elements_are_golden() {
         let e = parse::<Event>(&golden("event_parity")).unwrap();
-        assert_eq!((e.kind.get(), e.subject.get(), e.entry.get(), e.generation.get()), (event::PARITY, 2, 5, 6));
+        assert_eq!(
+            (e.kind.get(), e.subject.get(), e.entry.get(), e.generation.get()),
+            (event::PARITY, 2, 5, 6)
+        );
         assert_eq!((e.clock_ns.get(), e.seq.get()), (1_000_000_000, 3));
         let b = RxBuffer { iova: 0x10000.into(), len: 2048.into(), id: 17.into() };
         assert_eq!(b.as_bytes(), golden("rx_buffer"));

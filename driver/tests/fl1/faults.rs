@@ -98,14 +98,17 @@ fn drive(seed: u64, faults: &FaultPlan) -> Option<(Fl1Stats, usize, Known)> {
         for _ in 0..choose.below(24) {
             let id = at(0, choose.below(PLACES.into()) as u32);
             let busy = known.outstanding.values().any(|u| {
-                let (Update::Insert { id: i, .. } | Update::Replace { id: i, .. } | Update::Delete { id: i, .. }) = u;
+                let (Update::Insert { id: i, .. }
+                | Update::Replace { id: i, .. }
+                | Update::Delete { id: i, .. }) = u;
                 *i == id
             });
             if busy {
                 continue;
             }
             let port = NicPort(1 + choose.below(16) as u16);
-            let entry = b.entry(TableId(0), &to_host(id.index as u8), &[NicAction::DecTtl, NicAction::Output(port)]);
+            let entry =
+                b.entry(TableId(0), &to_host(id.index as u8), &[NicAction::DecTtl, NicAction::Output(port)]);
             cookie += 1;
             let update = match known.installed.contains_key(&id) {
                 false => Update::Insert { cookie, id, entry },
@@ -317,7 +320,8 @@ fn all_together() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let run = |seed| drive(seed, &FaultPlan::all()).map(|(stats, struck, known)| (stats, struck, known.answered));
+    let run =
+        |seed| drive(seed, &FaultPlan::all()).map(|(stats, struck, known)| (stats, struck, known.answered));
     for seed in 0..8 {
         assert_eq!(run(seed), run(seed), "seed {seed}");
     }
@@ -336,10 +340,17 @@ fn surprise_removal_is_noticed_and_nothing_that_was_received_is_lost() {
         assert!(b.nic.tx(SlowTx::Port(NicPort(4)), &tcp(1, 51, 80)).unwrap());
         b.events.clear();
         assert_eq!(b.nic.submit(&[Update::Delete { cookie: 77, id: at(0, 0) }]).unwrap(), 1);
-        if by_transport { b.function.remove() } else { b.function.model().unplug() }
+        if by_transport {
+            b.function.remove()
+        } else {
+            b.function.model().unplug()
+        }
         b.until("the removal", |b| b.nic.state() == NicState::Gone);
         assert_eq!(b.events, [NicEvent::Gone]);
-        assert_eq!(b.results.iter().map(|r| (r.cookie, r.status)).collect::<Vec<_>>(), [(77, UpdateStatus::Aborted)]);
+        assert_eq!(
+            b.results.iter().map(|r| (r.cookie, r.status)).collect::<Vec<_>>(),
+            [(77, UpdateStatus::Aborted)]
+        );
         assert_eq!(b.nic.counters(at(0, 0)).packets, 1, "the counter page outlives the device");
         assert_eq!(b.receive().iter().map(|(_, f)| f[5]).collect::<Vec<_>>(), [50]);
         assert_eq!(b.nic.take_unsent().iter().map(|(_, f)| f[5]).collect::<Vec<_>>(), [51]);

@@ -38,7 +38,11 @@ pub(crate) struct Bench {
     pub(crate) events: Vec<NicEvent>,
 }
 
-pub(crate) fn plug(profile: Profile, seed: u64, faults: FaultPlan) -> (Function, ManualClock, Vec<MemoryWire>) {
+pub(crate) fn plug(
+    profile: Profile,
+    seed: u64,
+    faults: FaultPlan,
+) -> (Function, ManualClock, Vec<MemoryWire>) {
     let clock = ManualClock::new(1_000_000);
     let ports = profile.ports();
     let mut sim = flowlift_sim::Fl1::new(profile, Config { seed, faults, clock: Box::new(clock.clone()) });
@@ -62,12 +66,16 @@ pub(crate) fn config(function: &Function, clock: &ManualClock) -> Fl1Config {
 
 impl Bench {
     pub(crate) fn new(profile: Profile) -> Self {
-        Self::with(profile, 1, FaultPlan::default()).unwrap()
+        let (function, clock, wires) = plug(profile, 1, FaultPlan::default());
+        let nic = Fl1::open(function.clone(), config(&function, &clock)).unwrap();
+        Self { function, nic, clock, wires, results: vec![], events: vec![] }
     }
 
+    /// With rings so small that they wrap all the time.
     pub(crate) fn with(profile: Profile, seed: u64, faults: FaultPlan) -> Result<Self, NicError> {
         let (function, clock, wires) = plug(profile, seed, faults);
-        let nic = Fl1::open(function.clone(), config(&function, &clock))?;
+        let rings = Fl1Config { admin_slots: 64, event_ring: 16, slow_ring: 16, ..config(&function, &clock) };
+        let nic = Fl1::open(function.clone(), rings)?;
         Ok(Self { function, nic, clock, wires, results: vec![], events: vec![] })
     }
 
@@ -86,7 +94,12 @@ impl Bench {
             }
             let _ = self.round();
         }
-        panic!("{what} did not come: {:?}, {:?}, {:?}", self.nic.state(), self.nic.failure(), self.nic.stats());
+        panic!(
+            "{what} did not come: {:?}, {:?}, {:?}",
+            self.nic.state(),
+            self.nic.failure(),
+            self.nic.stats()
+        );
     }
 
     /// Submits everything, in as many kicks as it takes, and waits for all results.
@@ -143,7 +156,12 @@ impl Bench {
     }
 
     /// An entry from fields given as numbers, in the table's own layout.
-    pub(crate) fn entry(&self, table: TableId, matches: &[(Field, u128, u128)], actions: &[NicAction]) -> Entry {
+    pub(crate) fn entry(
+        &self,
+        table: TableId,
+        matches: &[(Field, u128, u128)],
+        actions: &[NicAction],
+    ) -> Entry {
         let t = self.nic.caps().table(table).unwrap();
         let n = usize::from(t.key_len);
         let (mut key, mut mask) = (vec![0; n], vec![0; n]);

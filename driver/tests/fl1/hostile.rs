@@ -14,10 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-const BARS: [BarSpec; 2] = [
-    BarSpec { index: 0, size: 0x4000, mapped: false },
-    BarSpec { index: 2, size: 0x2000, mapped: true },
-];
+const BARS: [BarSpec; 2] =
+    [BarSpec { index: 0, size: 0x4000, mapped: false }, BarSpec { index: 2, size: 0x2000, mapped: true }];
 
 /// How a liar lies.
 #[derive(Debug, Clone)]
@@ -128,7 +126,7 @@ impl Liar {
     }
 
     fn noise(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| if self.random() % 3 == 0 { self.random() as u8 } else { 0 }).collect()
+        (0..len).map(|_| if self.random().is_multiple_of(3) { self.random() as u8 } else { 0 }).collect()
     }
 
     fn step(&mut self) {
@@ -198,7 +196,7 @@ impl Liar {
                 }
                 _ => {
                     let at = self.base(0x218);
-                    let value = if self.random() % 2 == 0 { self.random() % 8 } else { self.random() };
+                    let value = if self.random().is_multiple_of(2) { self.random() % 8 } else { self.random() };
                     let _ = self.dma.as_ref().unwrap().store_u64(at, value);
                 }
             }

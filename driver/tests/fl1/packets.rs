@@ -95,7 +95,11 @@ fn a_full_transmit_ring_takes_nothing_and_goes_on_later() {
         b.until("room", |b| b.nic.tx_pending() == 0);
         for (n, f) in b.sent(2).into_iter().enumerate() {
             let number = f[0] as usize;
-            assert_eq!(f.len() as u32, 1 + number as u32 % 7 * 1500 + 60, "round {round} frame {n}: not as it was given");
+            assert_eq!(
+                f.len() as u32,
+                1 + number as u32 % 7 * 1500 + 60,
+                "round {round} frame {n}: not as it was given"
+            );
         }
         sent = 0;
     }

@@ -16,7 +16,10 @@ fn every_profile_comes_up_as_it_describes_itself() {
         assert_eq!((caps.tables.len(), caps.ports.len(), caps.slow_queues), (tables, ports, queues));
         assert_eq!(b.nic.state(), NicState::Ready);
         assert!(caps.ports.iter().all(|p| b.nic.link(p.port)), "wires with link are plugged in");
-        assert_eq!(caps.ports.iter().filter(|p| !p.virtual_function).count(), if ports == 32 { 4 } else { 2 });
+        assert_eq!(
+            caps.ports.iter().filter(|p| !p.virtual_function).count(),
+            if ports == 32 { 4 } else { 2 }
+        );
         for t in &caps.tables {
             assert!(t.fields.iter().all(|f| f.offset + f.width.div_ceil(8) <= t.key_len), "{t:?}");
         }
@@ -43,7 +46,8 @@ fn a_second_driver_starts_anew_and_the_first_leaves_nothing_mapped() {
 #[test]
 fn insert_replace_delete_and_read_back() {
     let mut b = Bench::new(Profile::standard());
-    for table in b.nic.caps().tables.iter().map(|t| t.id).filter(|t| ![1].contains(&t.0)).collect::<Vec<_>>() {
+    for table in b.nic.caps().tables.iter().map(|t| t.id).filter(|t| ![1].contains(&t.0)).collect::<Vec<_>>()
+    {
         let id = EntryId { table, index: 5 };
         let entry = b.entry(table, &to_host(9), &[NicAction::DecTtl, NicAction::Output(NicPort(2))]);
         assert_eq!(b.insert(id, entry.clone()), UpdateStatus::Ok, "table {}", table.0);
@@ -71,7 +75,11 @@ fn every_kind_of_action_is_read_back_as_it_was_given() {
         &[],
         &[NicAction::Trap],
         &[NicAction::SetField { field: Field::Ipv4Dst, value, mask }, NicAction::Output(NicPort(1))],
-        &[NicAction::PushVlan { tpid: 0x88a8, tci: 0x6064 }, NicAction::Output(NicPort(16)), NicAction::PopVlan],
+        &[
+            NicAction::PushVlan { tpid: 0x88a8, tci: 0x6064 },
+            NicAction::Output(NicPort(16)),
+            NicAction::PopVlan,
+        ],
         &[NicAction::Trunc(64), NicAction::Output(NicPort(3)), NicAction::Output(NicPort(4))],
         &[NicAction::SetMetadata(0xdead_beef), NicAction::Goto(Stage(1))],
     ];
@@ -94,7 +102,11 @@ fn refusals_have_their_cause() {
     let entry = b.entry(TableId(0), &to_host(1), &out);
     assert_eq!(b.insert(at(0, 0), entry.clone()), UpdateStatus::Ok);
     assert_eq!(b.insert(at(0, 1), entry.clone()), UpdateStatus::Duplicate);
-    assert_eq!(b.insert(at(0, 0), b.entry(TableId(0), &to_host(2), &out)), UpdateStatus::Rejected(4), "in use");
+    assert_eq!(
+        b.insert(at(0, 0), b.entry(TableId(0), &to_host(2), &out)),
+        UpdateStatus::Rejected(4),
+        "in use"
+    );
     let replaced = b.one(Update::Replace { cookie: 1, id: at(0, 9), entry: entry.clone() });
     assert_eq!(replaced.status, UpdateStatus::NotFound);
     // In_port is exact: half a mask is not its kind.
@@ -103,9 +115,13 @@ fn refusals_have_their_cause() {
     for bad in [
         Update::Insert { cookie: 1, id: at(0, 16), entry: entry.clone() },
         Update::Insert { cookie: 1, id: at(1, 0), entry: entry.clone() },
-        Update::Insert { cookie: 1, id: at(0, 4), entry: b.entry(TableId(0), &to_host(3), &[NicAction::DecTtl]) },
+        Update::Insert {
+            cookie: 1,
+            id: at(0, 4),
+            entry: b.entry(TableId(0), &to_host(3), &[NicAction::DecTtl]),
+        },
     ] {
-        assert!(matches!(b.nic.submit(&[bad.clone()]), Err(NicError::Invalid(_))), "{bad:?}");
+        assert!(matches!(b.nic.submit(std::slice::from_ref(&bad)), Err(NicError::Invalid(_))), "{bad:?}");
     }
     let good = Update::Delete { cookie: 5, id: at(0, 0) };
     let bad = Update::Delete { cookie: 6, id: at(0, 99) };
@@ -164,10 +180,10 @@ fn an_entry_has_one_update_in_flight() {
     b.until("the first", |b| b.results.len() == 1);
     b.results.clear();
     let rest = b.run(&updates[1..]);
-    assert_eq!(rest.iter().map(|r| (r.cookie, r.status)).collect::<Vec<_>>(), [
-        (2, UpdateStatus::Ok),
-        (3, UpdateStatus::Ok)
-    ]);
+    assert_eq!(
+        rest.iter().map(|r| (r.cookie, r.status)).collect::<Vec<_>>(),
+        [(2, UpdateStatus::Ok), (3, UpdateStatus::Ok)]
+    );
     b.finish();
 }
 
