@@ -5,6 +5,8 @@
 //! with every single bit of its headers flipped, with boundary values in its fields, and cut at every byte. A flow that
 //! is lowered too widely, or to other actions, shows as a difference; the planner's own comparison has no part in it.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // All of it is a test, helpers too.
+
 use flowlift_agent::check::CheckReport;
 use flowlift_agent::engine::{Arrival, NicRun, ReferenceRun, Run, SoftRun};
 use flowlift_agent::ledger::Ledger;
