@@ -14,6 +14,7 @@ mod dma;
 mod error;
 mod mem;
 mod pci;
+pub mod vfio_user;
 
 pub use config::{ConfigEffect, ConfigSpace};
 pub use device::{BarSpec, DeviceModel, DmaBus, IrqSink, PciIdentity};
