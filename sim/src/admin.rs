@@ -267,7 +267,7 @@ impl Fl1 {
     }
 
     fn insert(&mut self, c: &Command<'_>) -> Outcome {
-        let now = self.clock.now_ns();
+        let now = self.now;
         let at = usize::from(c.table);
         let new = NewEntry {
             priority: c.priority,
@@ -452,7 +452,7 @@ impl Fl1 {
     }
 
     fn meter_set(&mut self, c: &Command<'_>) -> Outcome {
-        let (now, max) = (self.clock.now_ns(), self.profile.meters);
+        let (now, max) = (self.now, self.profile.meters);
         let Some(meter) = self.meters.get_mut(c.entry as usize) else { return Err((Status::BadEntry, max)) };
         *meter = match (c.rate, c.burst) {
             (0, 0) => None,

@@ -116,6 +116,8 @@ pub struct Fl1 {
     pub(crate) profile: Profile,
     pub(crate) caps: Vec<u8>,
     pub(crate) clock: Box<dyn Clock>,
+    /// The clock at the beginning of the step: one time for all that a step does.
+    pub(crate) now: u64,
     pub(crate) faults: Faults,
     pub(crate) host: Host,
     pub(crate) violations: ViolationRegister,
@@ -165,6 +167,7 @@ impl Fl1 {
             .collect();
         Self {
             caps: profile.capability_blob(),
+            now: config.clock.now_ns(),
             clock: config.clock,
             faults: Faults::new(config.seed, &config.faults),
             host: Host::default(),

@@ -84,7 +84,7 @@ impl Events {
 
 impl Fl1 {
     pub(crate) fn tell(&mut self, mut e: Event) {
-        e.time = self.clock.now_ns();
+        e.time = self.now;
         self.events.queue(e);
     }
 

@@ -55,7 +55,7 @@ impl Fl1 {
     /// Sends `frame` through the tables from `stage` on.
     pub(crate) fn classify(&self, frame: &[u8], port: u16, stage: u8, metadata: u32) -> Verdict {
         let mut verdict = Verdict::default();
-        let now = self.clock.now_ns();
+        let now = self.now;
         let (mut stage, mut metadata) = (stage, metadata);
         let mut data = frame.to_vec();
         // GOTO only leads to later stages, so this ends.

@@ -84,7 +84,7 @@ impl Fl1 {
         let c = Counters {
             packets: e.counters.packets.wrapping_add(1),
             bytes: e.counters.bytes.wrapping_add(hit.bytes),
-            last_used: self.clock.now_ns(),
+            last_used: self.now,
             tcp_flags: e.counters.tcp_flags | hit.tcp_flags,
         };
         Some((c, e.generation))
@@ -276,7 +276,7 @@ impl Fl1 {
         put(&mut b, 14, &more.to_le_bytes());
         put(&mut b, 16, &s.metadata.to_le_bytes());
         put(&mut b, 20, &s.entry.to_le_bytes());
-        put(&mut b, 24, &self.clock.now_ns().to_le_bytes());
+        put(&mut b, 24, &self.now.to_le_bytes());
         put(&mut b, 32, &p.hash.to_le_bytes());
         put(&mut b, 36, &(s.frame.len() as u32).to_le_bytes());
         put(&mut b, 56, &seq.to_le_bytes());

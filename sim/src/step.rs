@@ -38,6 +38,7 @@ impl Fl1 {
     pub fn step_budget(&mut self, budget: u32) -> StepReport {
         let mut report = StepReport::default();
         self.faults.step += 1;
+        self.now = self.clock.now_ns();
         if self.gone || !self.bus_master || self.hung || self.fatal.is_some() {
             return report;
         }
@@ -111,7 +112,7 @@ impl Fl1 {
         if self.admin.ageing.is_empty() {
             return;
         }
-        let now = self.clock.now_ns();
+        let now = self.now;
         while let Some(&watched) = self.admin.ageing.first() {
             let (due, table, id, installed) = watched;
             if due > now {

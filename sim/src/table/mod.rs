@@ -90,6 +90,7 @@ impl Entry {
 /// Entries by id, in chunks, so that a table costs memory as it fills.
 #[derive(Debug, Default)]
 struct Store {
+    /// A chunk without entries yet is empty.
     chunks: Vec<Box<[Option<Entry>]>>,
 }
 
@@ -105,8 +106,11 @@ impl Store {
     }
     fn put(&mut self, id: u32, entry: Entry) {
         let chunk = id as usize / CHUNK;
-        while self.chunks.len() <= chunk {
-            self.chunks.push((0..CHUNK).map(|_| None).collect());
+        if self.chunks.len() <= chunk {
+            self.chunks.resize_with(chunk + 1, Box::default);
+        }
+        if self.chunks[chunk].is_empty() {
+            self.chunks[chunk] = (0..CHUNK).map(|_| None).collect();
         }
         self.chunks[chunk][id as usize % CHUNK] = Some(entry);
     }
