@@ -7,3 +7,4 @@ mod oracle;
 mod pipeline;
 mod spec;
 mod violations;
+mod wires;
