@@ -17,6 +17,8 @@ mod admin;
 mod bringup;
 mod caps;
 mod codec;
+#[doc(hidden)]
+pub mod fuzz;
 mod readback;
 mod regs;
 mod slow;
@@ -30,7 +32,7 @@ use crate::nic::{
 };
 use admin::{Admin, Task};
 use caps::{Identity, TableInfo};
-use flowlift_bus::PciFunction;
+use flowlift_bus::{BusError, PciFunction};
 use nix::sys::eventfd::EventFd;
 use readback::ReadBack;
 pub use readback::Snapshot;
@@ -335,7 +337,7 @@ impl Fl1 {
     /// Every error of the device passes here: it changes the state, once.
     fn note<T>(&mut self, result: Result<T, NicError>) -> Result<T, NicError> {
         match &result {
-            Err(NicError::Gone(_)) => self.vanish(),
+            Err(NicError::Gone(_) | NicError::Bus(BusError::Gone(_))) => self.vanish(),
             Err(NicError::Invalid(_)) | Ok(_) => {}
             Err(e) if self.state == NicState::Ready => {
                 tracing::warn!(nic = self.regs.name(), error = %e, "the NIC failed");
@@ -504,7 +506,7 @@ impl Nic for Fl1 {
         let turned = if self.state == NicState::Ready { self.turn() } else { Ok(()) };
         let noted = match self.note(turned) {
             // The event says it.
-            Err(NicError::Gone(_)) => Ok(()),
+            Err(NicError::Gone(_) | NicError::Bus(BusError::Gone(_))) => Ok(()),
             other => other,
         };
         results.append(&mut self.results);

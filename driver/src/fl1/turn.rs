@@ -20,7 +20,7 @@ impl Fl1 {
         self.take_completions()?;
         self.take_events()?;
         self.send_reads()?;
-        self.health.polls += 1;
+        self.health.polls = self.health.polls.saturating_add(1);
         let now = self.config.platform.now_ns();
         let elapsed = now.saturating_sub(self.health.checked_at);
         let due = u128::from(elapsed) >= self.config.check_interval.as_nanos()
@@ -39,6 +39,7 @@ impl Fl1 {
     /// At most one ring's worth, so that a device that never stops writing does not keep us here.
     fn take_completions(&mut self) -> Result<(), NicError> {
         let mut taken = 0;
+        let ignored = self.stats.duplicates + self.stats.impossible;
         let mut bytes = [0; SLOT];
         while taken < self.admin.cq.elements && self.admin.cq.peek(&self.memory.from_device, 0, &mut bytes)? {
             self.admin.cq.head = self.admin.cq.head.wrapping_add(1);
@@ -49,7 +50,10 @@ impl Fl1 {
         }
         if taken > 0 {
             self.stats.completions += u64::from(taken);
-            self.health.progress_at = self.config.platform.now_ns();
+            // A flood of completions that answer nothing is no progress.
+            if u64::from(taken) > self.stats.duplicates + self.stats.impossible - ignored {
+                self.health.progress_at = self.config.platform.now_ns();
+            }
             self.regs.ring(DB_ACQ_HEAD, self.admin.cq.head)?;
         }
         Ok(())
@@ -116,6 +120,10 @@ impl Fl1 {
                 (UpdateStatus::Ok, Some(0))
             }
             Task::Delete(_) if code == status::NOT_FOUND => (UpdateStatus::NotFound, Some(0)),
+            // A damaged entry keeps what an earlier sending gave it: the event about it names that generation.
+            Task::Replace(_, ours) if code == status::PARITY && generation == ours => {
+                (refusal(code), Some(ours))
+            }
             _ if ok => return self.impossible(|| format!("completion of another generation: {c:?}")),
             _ => (refusal(code), None),
         };
@@ -208,7 +216,7 @@ impl Fl1 {
         if beat != self.health.beat {
             (self.health.beat, self.health.beat_at, self.health.beat_checks) = (beat, now, 0);
         }
-        self.health.beat_checks += 1;
+        self.health.beat_checks = self.health.beat_checks.saturating_add(1);
         let still = u128::from(now.saturating_sub(self.health.beat_at));
         if still >= self.config.hang_deadline.as_nanos() && self.health.beat_checks > BEAT_CHECKS {
             return Err(self.failed("it hangs: no heartbeat"));

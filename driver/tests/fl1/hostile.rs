@@ -196,7 +196,8 @@ impl Liar {
                 }
                 _ => {
                     let at = self.base(0x218);
-                    let value = if self.random().is_multiple_of(2) { self.random() % 8 } else { self.random() };
+                    let value =
+                        if self.random().is_multiple_of(2) { self.random() % 8 } else { self.random() };
                     let _ = self.dma.as_ref().unwrap().store_u64(at, value);
                 }
             }
