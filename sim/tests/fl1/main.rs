@@ -3,6 +3,7 @@
 
 mod faults;
 mod host;
+mod hostile;
 mod oracle;
 mod pipeline;
 mod spec;
