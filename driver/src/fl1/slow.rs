@@ -170,25 +170,30 @@ impl TxQueue {
         }
     }
 
-    /// Frees what the device has sent.
-    fn reap(&mut self, from_device: &Arena) -> Result<(), String> {
+    /// Frames that the device says it has sent, of those in the ring.
+    fn sent(&self, from_device: &Arena) -> Result<usize, String> {
         let word =
             from_device.mem().load_u64(self.written_back, Ordering::Acquire).map_err(|e| e.to_string())?;
         let sent = (word as u32).wrapping_sub(self.head);
         if word > u64::from(u32::MAX) || sent > self.tail.wrapping_sub(self.head) {
             return Err(format!("transmit index {word:#x} outside {:#x}..={:#x}", self.head, self.tail));
         }
-        self.frames.drain(..sent as usize);
-        self.head = word as u32;
+        Ok(sent as usize)
+    }
+
+    /// Frees what the device has sent, but for the last frame: a device that fails while it sends one takes its index
+    /// back, and then the frame is ours again.
+    fn reap(&mut self, from_device: &Arena) -> Result<(), String> {
+        let surely = self.sent(from_device)?.saturating_sub(1);
+        self.frames.drain(..surely);
+        self.head = self.head.wrapping_add(surely as u32);
         Ok(())
     }
 
     /// Frames that the device is not known to have sent.
     pub(crate) fn pending(&self, from_device: &Arena) -> usize {
-        let word = from_device.mem().load_u64(self.written_back, Ordering::Acquire).unwrap_or(0);
-        let sent = (word as u32).wrapping_sub(self.head) as usize;
         // An index that cannot be is dealt with when the ring is next used.
-        self.frames.len().checked_sub(sent).unwrap_or(self.frames.len())
+        self.frames.len() - self.sent(from_device).unwrap_or(0)
     }
 
     /// A place in the byte ring for a frame that must not wrap.
@@ -251,8 +256,8 @@ impl TxQueue {
         from_device: &Arena,
         out: &mut Vec<(SlowTx, Vec<u8>)>,
     ) -> Result<(), NicError> {
-        let _ = self.reap(from_device);
-        for f in self.frames.drain(..) {
+        let sent = self.sent(from_device).unwrap_or(0);
+        for f in self.frames.drain(..).skip(sent) {
             let mut frame = vec![0; f.len];
             to_device.mem().read_bytes(self.data + (f.start % self.data_len) as usize, &mut frame)?;
             out.push((f.to, frame));
