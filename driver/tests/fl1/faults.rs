@@ -360,3 +360,64 @@ fn surprise_removal_is_noticed_and_nothing_that_was_received_is_lost() {
         assert!(b.nic.poll(&mut vec![], &mut vec![]).is_ok());
     }
 }
+
+/// A frame with a number.
+fn numbered(n: u32) -> Vec<u8> {
+    let mut f = tcp(1, 99, 80);
+    f[54..58].copy_from_slice(&n.to_be_bytes());
+    f
+}
+
+fn number(frame: &[u8]) -> u32 {
+    u32::from_be_bytes(frame[54..58].try_into().unwrap())
+}
+
+#[test]
+fn slow_path_packets_pass_once_and_in_order_through_any_failure() {
+    const FRAMES: u32 = 150;
+    let rare = |limit| Rate { probability: 0.01, limit };
+    let plan = FaultPlan::default()
+        .with(FaultKind::DmaFault, rare(4))
+        .with(FaultKind::Hang, rare(2))
+        .with(FaultKind::Reset, rare(2))
+        .with(FaultKind::LinkFlap, rare(8));
+    let (mut struck, mut unsent) = (0, 0);
+    for seed in 0..SEEDS {
+        let Ok(mut b) = Bench::with(Profile::tiny(), seed, plan.clone()) else { continue };
+        let mut waiting: std::collections::VecDeque<u32> = (0..FRAMES).collect();
+        for n in 0..FRAMES {
+            b.wires[0].inject(numbered(n)).unwrap();
+        }
+        let (mut sent, mut received) = (vec![], vec![]);
+        for round in 0.. {
+            assert!(round < 100_000, "seed {seed}: {} sent, {} received", sent.len(), received.len());
+            let _ = b.round();
+            if b.nic.state() == NicState::Failed {
+                let _ = b.nic.reset();
+            }
+            let back = b.nic.take_unsent();
+            unsent += back.len();
+            for (to, frame) in back.into_iter().rev() {
+                assert_eq!(to, SlowTx::Port(NicPort(2)));
+                waiting.push_front(number(&frame));
+            }
+            while let Some(&n) = waiting.front() {
+                match b.nic.tx(SlowTx::Port(NicPort(2)), &numbered(n)) {
+                    Ok(true) => waiting.pop_front(),
+                    Ok(false) | Err(NicError::Failed { .. }) => break,
+                    Err(e) => panic!("seed {seed}: {e}"),
+                };
+            }
+            let _ = b.nic.rx(32, &mut |_, frame| received.push(number(frame)));
+            sent.extend(b.sent(2).iter().map(|f| number(f)));
+            if sent.len() >= FRAMES as usize && received.len() >= FRAMES as usize && b.nic.tx_pending() == 0 {
+                break;
+            }
+        }
+        assert!(sent.iter().copied().eq(0..FRAMES), "seed {seed}: {sent:?}");
+        assert!(received.iter().copied().eq(0..FRAMES), "seed {seed}: {received:?}");
+        struck += b.function.model().fault_log().len();
+        assert_eq!(b.function.model().violations_total(), 0, "seed {seed}");
+    }
+    assert!(struck > 0 && unsent > 0, "{struck} faults, {unsent} frames came back");
+}
