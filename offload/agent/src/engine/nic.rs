@@ -29,7 +29,7 @@ const IDLE_STEPS_MAX: u32 = 1_000_000;
 const AUDIT_PACKETS: u64 = 64;
 const AUDIT_ENTRIES: usize = 4;
 const AUDIT_COUNTERS: u32 = 32;
-const AUDIT_TURNS: u32 = 512;
+const AUDIT_TURNS: u32 = 4096;
 
 /// What a run with a NIC needs.
 pub struct NicSetup {
@@ -255,6 +255,8 @@ impl NicRun {
         if self.nic.state() != NicState::Ready {
             return Ok(());
         }
+        // What an earlier audit asked for and a reset delayed would be compared with later counters.
+        while self.nic.take_snapshot().is_some() {}
         self.planner.verify(&mut self.nic, AUDIT_ENTRIES);
         let tables = &self.nic.caps().tables;
         let turn = usize::try_from(self.total / AUDIT_PACKETS).unwrap_or(0);
@@ -264,11 +266,15 @@ impl NicRun {
             tracing::debug!(%error, "counter snapshot");
             return Ok(());
         }
-        let (mut left, mut turns) = (count, AUDIT_TURNS);
-        // A reset meanwhile leaves the rest out.
-        while left > 0 && turns > 0 {
+        let losses = self.planner.stats().tables_lost;
+        let (mut left, mut turns) = (count, 0);
+        // A reset meanwhile leaves the rest out. An answer that got lost takes until the driver asks again.
+        while left > 0 && turns < AUDIT_TURNS && self.planner.stats().tables_lost == losses {
             self.turn()?;
-            turns -= 1;
+            turns += 1;
+            if turns > AUDIT_TURNS / 2 {
+                self.clock.advance(IDLE_STEP_NS);
+            }
             while let Some((id, counters)) = self.nic.take_snapshot() {
                 left = left.saturating_sub(1);
                 let Some(counters) = counters else { continue };
