@@ -428,9 +428,6 @@ impl Fl1 {
     fn counter_page(&mut self, c: &Command<'_>) -> Outcome {
         let needed = u64::from(self.tables[usize::from(c.table)].spec.max_entries) * PAGE_RECORD;
         let remove = c.iova == 0 && c.len == 0;
-        if c.entry != 0 {
-            return Err((Status::BadArgument, 16));
-        }
         if !remove {
             Self::buffer(c, needed as usize)?;
         }

@@ -95,7 +95,7 @@ impl FaultKind {
             Self::DmaFault => (0.0005, 4),
             Self::Hang | Self::Reset => (0.002, 4),
             Self::LinkFlap => (0.01, 64),
-            Self::Unplug => (0.0005, 1),
+            Self::Unplug => (0.0001, 1),
         };
         Rate { probability, limit }
     }

@@ -25,6 +25,7 @@ mod pipeline;
 mod profile;
 mod queue;
 mod regs;
+pub mod server;
 mod slow;
 mod step;
 mod table;

@@ -1,0 +1,270 @@
+//! Wires of a device that serves another process: `pN=KIND:...` on the command line.
+
+use crate::Wire;
+use flowlift_port::capture::Resolution;
+use flowlift_port::{CaptureReader, DatagramPort, Frame, FrameSink, FrameSource, PcapWriter, PortError};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::BufWriter;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Frames that wait for a peer who takes none now; beyond that they are lost, and counted.
+const BACKLOG: usize = 4096;
+
+/// What a port is plugged into, as text: `p0=tap:NAME`, `p0=packet:NETDEV`, `p0=unix:LOCAL[,PEER]`, `p0=pcap:IN[,OUT]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WireSpec {
+    /// Port, counted from 0: FL1's own number of it is one more.
+    pub port: u16,
+    /// The other end.
+    pub kind: WireKind,
+}
+
+/// The other end of a wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WireKind {
+    /// A TAP device, made if it is not there.
+    Tap(String),
+    /// A network device, by a packet socket.
+    Packet(String),
+    /// Unix datagrams: the socket's own path, and the peer's; without one, answers go to the last sender.
+    Unix(PathBuf, Option<PathBuf>),
+    /// Capture files: frames to the device, and frames from it.
+    Pcap(PathBuf, Option<PathBuf>),
+}
+
+/// A wire that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// The text is not of the form.
+    #[error("{0:?} is not a wire: pN=tap:NAME, pN=packet:NETDEV, pN=unix:LOCAL[,PEER] or pN=pcap:IN[,OUT]")]
+    Spec(String),
+    /// The device has fewer ports.
+    #[error("p{port}: the device has ports p0 to p{last}")]
+    NoPort {
+        /// The port.
+        port: u16,
+        /// The last one there is.
+        last: u16,
+    },
+    /// The port has a wire already.
+    #[error("p{0} has two wires")]
+    Twice(u16),
+    /// The other end cannot be opened.
+    #[error("p{port}, {what}: {source}")]
+    Open {
+        /// The port.
+        port: u16,
+        /// The other end.
+        what: String,
+        /// Why.
+        source: PortError,
+    },
+}
+
+impl FromStr for WireSpec {
+    type Err = WireError;
+
+    fn from_str(s: &str) -> Result<Self, WireError> {
+        let wrong = || WireError::Spec(s.to_owned());
+        let (port, kind) = s.split_once('=').ok_or_else(wrong)?;
+        let port = port.strip_prefix('p').and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+        let (kind, rest) = kind.split_once(':').filter(|(_, rest)| !rest.is_empty()).ok_or_else(wrong)?;
+        let (first, second) = match rest.split_once(',') {
+            Some((a, b)) if !a.is_empty() && !b.is_empty() => (PathBuf::from(a), Some(PathBuf::from(b))),
+            Some(_) => return Err(wrong()),
+            None => (PathBuf::from(rest), None),
+        };
+        let kind = match kind {
+            "tap" => WireKind::Tap(rest.to_owned()),
+            "packet" => WireKind::Packet(rest.to_owned()),
+            "unix" => WireKind::Unix(first, second),
+            "pcap" => WireKind::Pcap(first, second),
+            _ => return Err(wrong()),
+        };
+        Ok(Self { port, kind })
+    }
+}
+
+/// An opened other end.
+enum End {
+    Unix(DatagramPort),
+    Pcap(Box<CaptureReader<File>>, Option<Box<PcapWriter<BufWriter<File>>>>),
+}
+
+impl End {
+    fn open(kind: &WireKind) -> Result<Self, PortError> {
+        Ok(match kind {
+            WireKind::Tap(_) | WireKind::Packet(_) => {
+                return Err(PortError::Io(std::io::ErrorKind::Unsupported.into()));
+            }
+            WireKind::Unix(local, peer) => Self::Unix(DatagramPort::bind(local, peer.as_deref())?),
+            WireKind::Pcap(input, output) => {
+                let create = |p: &PathBuf| PcapWriter::create(p, Resolution::Nano).map(Box::new);
+                Self::Pcap(Box::new(CaptureReader::open(input)?), output.as_ref().map(create).transpose()?)
+            }
+        })
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Unix(p) => Some(p.as_fd()),
+            Self::Pcap(..) => None,
+        }
+    }
+
+    fn receive(&mut self) -> Result<Option<Frame<'_>>, PortError> {
+        match self {
+            Self::Unix(p) => p.receive(),
+            Self::Pcap(reader, _) => reader.receive(),
+        }
+    }
+
+    fn send(&mut self, frame: &[u8]) -> Result<(), PortError> {
+        match self {
+            Self::Unix(p) => p.send(Frame::new(frame)),
+            Self::Pcap(_, Some(writer)) => {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                let timestamp_ns = u64::try_from(now.as_nanos()).unwrap_or(0);
+                writer.send(Frame { timestamp_ns, ..Frame::new(frame) })
+            }
+            Self::Pcap(_, None) => Ok(()),
+        }
+    }
+}
+
+struct State {
+    end: End,
+    /// The frame at the head: taken from the other end, not done by the device.
+    head: Option<Vec<u8>>,
+    /// Frames that the other end would not take yet, oldest first.
+    backlog: VecDeque<Vec<u8>>,
+    lost: u64,
+}
+
+impl State {
+    fn flush(&mut self) {
+        while let Some(frame) = self.backlog.front() {
+            match self.end.send(frame) {
+                Err(PortError::Full) => return,
+                Err(error) => self.lose(&error),
+                Ok(()) => {}
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    fn lose(&mut self, error: &PortError) {
+        if self.lost == 0 {
+            tracing::warn!(%error, "a wire loses frames");
+        }
+        self.lost += 1;
+    }
+}
+
+/// A wire of a served device. Clones are the same wire: one goes to the device, the other stays with the server.
+#[derive(Clone)]
+pub(super) struct ServerWire {
+    state: Arc<Mutex<State>>,
+    /// Readable when a frame comes, to wait for it without the lock; captures have none.
+    fd: Option<Arc<OwnedFd>>,
+}
+
+impl ServerWire {
+    pub(super) fn open(spec: &WireSpec) -> Result<Self, WireError> {
+        let opened = End::open(&spec.kind).and_then(|end| {
+            let fd = end.fd().map(|fd| fd.try_clone_to_owned()).transpose()?.map(Arc::new);
+            Ok((end, fd))
+        });
+        let (end, fd) = opened.map_err(|source| WireError::Open {
+            port: spec.port,
+            what: format!("{:?}", spec.kind),
+            source,
+        })?;
+        let state = State { end, head: None, backlog: VecDeque::new(), lost: 0 };
+        Ok(Self { state: Arc::new(Mutex::new(state)), fd })
+    }
+
+    /// Becomes readable when a frame comes; captures have none.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(|fd| fd.as_fd())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes out what is buffered; frames lost so far.
+    pub(super) fn finish(&self) -> u64 {
+        let mut state = self.lock();
+        state.flush();
+        let State { end, lost, .. } = &mut *state;
+        if let End::Pcap(_, writer) = end
+            && let Some(Err(error)) = writer.take().map(|w| w.finish())
+        {
+            tracing::warn!(%error, "a capture is not complete");
+            *lost += 1;
+        }
+        *lost
+    }
+}
+
+impl Wire for ServerWire {
+    fn front(&mut self, frame: &mut Vec<u8>) -> bool {
+        frame.clear();
+        let mut state = self.lock();
+        state.flush();
+        if state.head.is_none() {
+            let State { end, head, .. } = &mut *state;
+            match end.receive() {
+                Ok(f) => *head = f.map(|f| f.data.to_vec()),
+                Err(error) => tracing::debug!(%error, "a wire gives no frame"),
+            }
+        }
+        match &state.head {
+            Some(f) => {
+                frame.extend_from_slice(f);
+                true
+            }
+            None => false,
+        }
+    }
+    fn pop(&mut self) {
+        self.lock().head = None;
+    }
+    fn send(&mut self, frame: &[u8]) {
+        let mut state = self.lock();
+        state.flush();
+        let outcome = if state.backlog.is_empty() { state.end.send(frame) } else { Err(PortError::Full) };
+        match outcome {
+            Ok(()) => {}
+            Err(PortError::Full) if state.backlog.len() < BACKLOG => state.backlog.push_back(frame.to_vec()),
+            Err(error) => state.lose(&error),
+        }
+    }
+    fn link_up(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specifications() {
+        let spec = |s: &str| s.parse::<WireSpec>().map(|w| (w.port, w.kind));
+        assert_eq!(spec("p0=tap:tap0").unwrap(), (0, WireKind::Tap("tap0".into())));
+        assert_eq!(spec("p15=packet:eth0").unwrap(), (15, WireKind::Packet("eth0".into())));
+        assert_eq!(spec("p1=unix:/a").unwrap(), (1, WireKind::Unix("/a".into(), None)));
+        assert_eq!(spec("p1=unix:/a,/b").unwrap(), (1, WireKind::Unix("/a".into(), Some("/b".into()))));
+        assert_eq!(spec("p2=pcap:i,o").unwrap(), (2, WireKind::Pcap("i".into(), Some("o".into()))));
+        for bad in ["", "p0", "p0=", "p0=tap", "p0=tap:", "0=tap:x", "p=tap:x", "p65536=tap:x", "p0=udp:x", "p0=unix:,"] {
+            assert!(matches!(spec(bad), Err(WireError::Spec(s)) if s == bad), "{bad}");
+        }
+    }
+}
