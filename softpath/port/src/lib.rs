@@ -7,11 +7,13 @@
 //! cost no allocation each.
 
 pub mod capture;
+pub mod datagram;
 pub mod memory;
 
 use thiserror::Error;
 
 pub use capture::{CaptureError, CaptureFile, CaptureReader, PcapWriter};
+pub use datagram::DatagramPort;
 pub use memory::MemoryPort;
 
 /// The longest frame that any port takes or gives, in bytes: what capture programs use as the largest snapshot length.
