@@ -26,19 +26,6 @@ const NO_SLOT: u32 = u32::MAX;
 
 const EMPTY: Bucket = Bucket { tags: [0; WAYS], slots: [NO_SLOT; WAYS] };
 
-/// Place of the first tag that is this one; [`WAYS`] if there is none.
-#[inline(always)]
-fn first_equal(tags: &[u32; WAYS], tag: u32) -> usize {
-    // A bit for each way, from a table instead of a shift: this form compiles to two vector compares and a reduction,
-    // where others take 50 instructions.
-    const BITS: [u32; WAYS] = [1, 2, 4, 8, 16, 32, 64, 128];
-    let mut equal = 0;
-    for i in 0..WAYS {
-        equal |= if tags[i] == tag { BITS[i] } else { 0 };
-    }
-    (equal | 1 << WAYS).trailing_zeros() as usize
-}
-
 /// See the module's head.
 #[derive(Debug)]
 pub struct MicroflowCache {
@@ -76,7 +63,7 @@ impl MicroflowCache {
     #[inline(always)]
     pub fn get(&self, tag: u32) -> Option<u32> {
         let b = self.bucket(tag);
-        let way = first_equal(&b.tags, tag);
+        let way = crate::isa::first_equal(&b.tags, tag);
         b.slots.get(way).copied().filter(|slot| *slot != NO_SLOT)
     }
 
@@ -151,18 +138,6 @@ mod tests {
             c.insert(tag(n), n);
         }
         assert_eq!(c.capacity(), 16_384);
-    }
-
-    #[test]
-    fn the_first_of_equal_tags_is_found() {
-        let tags = [5, 7, 0, u32::MAX, 7, 1 << 31, 0x8000, 2];
-        for tag in tags.into_iter().chain([1, 3, 0x7fff_ffff, 0xffff]) {
-            assert_eq!(
-                first_equal(&tags, tag),
-                tags.iter().position(|t| *t == tag).unwrap_or(WAYS),
-                "tag {tag:#x}"
-            );
-        }
     }
 
     #[test]

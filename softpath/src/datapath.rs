@@ -22,6 +22,8 @@ pub struct Config {
     pub seed: Option<u64>,
     /// How often one packet may be recirculated.
     pub max_recirculations: usize,
+    /// Leaves out instructions that only some CPUs have: for tests and measurements of the portable code.
+    pub any_cpu: bool,
     /// How long a delete waits for packets in flight, so that their counts are in the flow's last statistics.
     pub delete_wait: Duration,
 }
@@ -34,6 +36,7 @@ impl Default for Config {
             seed: None,
             // As Open vSwitch's user-space datapath.
             max_recirculations: 6,
+            any_cpu: false,
             delete_wait: Duration::from_millis(1),
         }
     }

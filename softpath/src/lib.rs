@@ -13,6 +13,7 @@ pub mod checksum;
 pub mod classifier;
 pub mod datapath;
 pub mod extract;
+mod isa;
 pub mod packet;
 pub mod reference;
 pub mod stats;

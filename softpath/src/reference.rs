@@ -7,7 +7,7 @@
 use crate::actions::{
     self, ActionUpcall, Context, DropReason, Program, PsampleRecord, Unsupported, compile, execute,
 };
-use crate::extract::{KeyBuf, extract};
+use crate::extract::{KeyBuf, extract_packet};
 use crate::packet::Packet;
 use crate::stats::{Counters, FlowStats};
 use crate::table::FlowId;
@@ -123,7 +123,7 @@ struct Pass<'r, S> {
 impl<S: Sink> Pass<'_, S> {
     fn look_up(&mut self, packet: &mut Packet, context: &mut Context) {
         let mut buf = KeyBuf::new();
-        let layers = extract(packet.bytes(), &packet.metadata, &mut buf);
+        let layers = extract_packet(packet, &mut buf);
         let key = buf.key();
         let found = self.flows.iter_mut().find(|f| f.flow.matching.mask.matches(&f.flow.matching.key, key));
         let Some(found) = found else {

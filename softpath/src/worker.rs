@@ -17,7 +17,8 @@ use crate::actions::{self, ActionUpcall, Context, DropReason, PsampleRecord, exe
 use crate::cache::MicroflowCache;
 use crate::classifier::{Relevant, SearchOrder};
 use crate::datapath::{Shared, WorkerShared};
-use crate::extract::{KeyBuf, Layers, extract};
+use crate::extract::{KeyBuf, Layers, extract_packet};
+use crate::isa::{Isa, Job};
 use crate::packet::Packet;
 use crate::stats::Counters;
 use crate::table::index::tag_of;
@@ -215,6 +216,22 @@ pub struct Worker {
     /// Keys of recirculated packets, by depth.
     spare_keys: Vec<KeyBuf>,
     context: Context,
+    isa: Isa,
+}
+
+/// A batch on its way, as work that is compiled for several sets of instructions.
+struct Process<'w, S> {
+    worker: &'w mut Worker,
+    packets: &'w mut [Packet],
+    now: u64,
+    sink: &'w mut S,
+}
+
+impl<S: Sink> Job for Process<'_, S> {
+    #[inline(always)]
+    fn run(self) {
+        self.worker.process_packets(self.packets, self.now, self.sink);
+    }
 }
 
 impl Worker {
@@ -231,6 +248,7 @@ impl Worker {
             keys: vec![KeyBuf::new(); BATCH].into(),
             spare_keys: vec![KeyBuf::new(); config.max_recirculations],
             context: Context::new(config.seed.unwrap_or_else(|| shared.table.seeds.start())),
+            isa: if config.any_cpu { Isa::base() } else { Isa::detect() },
             own,
             shared,
         }
@@ -244,13 +262,13 @@ impl Worker {
     /// Processes the batch and empties it. `now`, in milliseconds, becomes the matched flows' time of last use.
     pub fn process(&mut self, batch: &mut Batch, now: u64, sink: &mut impl Sink) {
         let n = std::mem::take(&mut batch.len);
-        self.process_packets(&mut batch.packets[..n], now, sink);
+        self.isa.run(Process { worker: self, packets: &mut batch.packets[..n], now, sink });
     }
 
     /// Processes one packet: for the slow path, which may set `recirc_id` in its metadata to resume where hardware or
     /// an earlier pass stopped. The packet is used up.
     pub fn process_one(&mut self, packet: &mut Packet, now: u64, sink: &mut impl Sink) {
-        self.process_packets(std::slice::from_mut(packet), now, sink);
+        self.isa.run(Process { worker: self, packets: std::slice::from_mut(packet), now, sink });
     }
 
     /// At most [`BATCH`] packets.
@@ -262,7 +280,10 @@ impl Worker {
         let mut lanes = [idle; BATCH];
         let lookup = &mut self.lookup;
         for ((packet, key), lane) in packets.iter().zip(&mut self.keys).zip(&mut lanes) {
-            lane.layers = extract(packet.bytes(), &packet.metadata, key);
+            lane.layers = extract_packet(packet, key);
+        }
+        // Not in the loop before: a vector load of words that were stored one by one just now would wait for all of them.
+        for (key, lane) in self.keys.iter().zip(&mut lanes).take(packets.len()) {
             lane.tag = section.tag(LookupKey::of(key));
             lookup.cache.prefetch(lane.tag);
         }
@@ -389,7 +410,7 @@ impl<S: Sink> actions::Sink for Run<'_, '_, S> {
             return self.sink.dropped(Dropped::RecircLimit);
         };
         self.lookup.counters.recirculations += 1;
-        let layers = extract(packet.bytes(), &packet.metadata, &mut key);
+        let layers = extract_packet(packet, &mut key);
         let section = self.section;
         let found = self.lookup.find(&section, LookupKey::of(&key));
         self.act(found, &key, &layers, packet, context);

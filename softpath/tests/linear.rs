@@ -58,8 +58,8 @@ fn overlap(a: &Flow, b: &Flow) -> bool {
     (0..kx.len()).all(|i| (kx[i] ^ ky[i]) & mx[i] & my[i] == 0)
 }
 
-fn compare(cache_entries: usize, steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let config = Config { seed: Some(3), cache_entries, ..Config::default() };
+fn compare(config: Config, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let config = Config { seed: Some(3), ..config };
     let mut fast = Datapath::new(config.clone());
     let mut slow = Reference::new(config.max_recirculations, 3);
     let mut worker = fast.worker();
@@ -122,17 +122,23 @@ proptest! {
 
     #[test]
     fn r13_r18_same_events_and_counters(steps in prop::collection::vec(arb_step(), 1..40)) {
-        compare(Config::default().cache_entries, steps)?;
+        compare(Config::default(), steps)?;
     }
 
     /// Eight entries only, so that packets push each other out.
     #[test]
     fn r13_r18_with_a_tiny_cache(steps in prop::collection::vec(arb_step(), 1..40)) {
-        compare(8, steps)?;
+        compare(Config { cache_entries: 8, ..Config::default() }, steps)?;
+    }
+
+    /// The portable code, which this CPU may not use otherwise.
+    #[test]
+    fn r13_r18_on_any_cpu(steps in prop::collection::vec(arb_step(), 1..40)) {
+        compare(Config { any_cpu: true, ..Config::default() }, steps)?;
     }
 
     #[test]
     fn r13_r18_with_the_classifier_alone(steps in prop::collection::vec(arb_step(), 1..40)) {
-        compare(0, steps)?;
+        compare(Config { cache_entries: 0, ..Config::default() }, steps)?;
     }
 }

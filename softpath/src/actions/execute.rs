@@ -6,7 +6,7 @@ use super::{
     ActionUpcall, Bits, Block, CheckPktLen, Code, Context, DropReason, Op, Program, PsampleRecord, Sink,
     hash, l2, l3, l4,
 };
-use crate::extract::{KeyBuf, L3Kind, L4Kind, Layers, extract};
+use crate::extract::{KeyBuf, L3Kind, L4Kind, Layers, extract_packet};
 use crate::packet::{FlowHash, Packet};
 use flowlift_flow::Key;
 use flowlift_flow::action::HashAlg;
@@ -239,7 +239,7 @@ impl<S: Sink> Run<'_, S> {
     /// The key of the packet as it is now.
     fn current_key(&self, packet: &Packet) -> Key {
         let mut key = KeyBuf::new();
-        extract(packet.bytes(), &packet.metadata, &mut key);
+        extract_packet(packet, &mut key);
         key.key().clone()
     }
 }

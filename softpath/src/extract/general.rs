@@ -34,17 +34,29 @@ pub(super) fn headers(frame: &[u8], key: &mut Key) -> Layers {
         key.eth_type = 0.into();
     }
     layers.l2_len = (frame.len() - rest.len()) as u8;
+    payload(frame, rest, found, key, &mut layers);
+    layers
+}
 
+/// As [`headers`], of a packet that begins with what this Ethernet type stands for.
+pub(super) fn bare_headers(packet: &[u8], eth_type: u16, key: &mut Key) -> Layers {
+    let mut layers = Layers { end: packet.len() as u32, ..Layers::default() };
+    key.eth_type = eth_type.into();
+    payload(packet, packet, eth_type, key, &mut layers);
+    layers
+}
+
+/// Everything behind L2: `rest`, the end of `frame`, which begins with what the Ethernet type `found` stands for.
+fn payload(frame: &[u8], rest: &[u8], found: u16, key: &mut Key, layers: &mut Layers) {
     let rest = if key.is_mpls() { label_stack(rest, key) } else { rest };
     layers.l3 = (frame.len() - rest.len()) as u32;
     match found {
-        eth_type::IPV4 => ipv4(rest, key, &mut layers),
-        eth_type::IPV6 => ipv6::headers(rest, key, &mut layers),
-        eth_type::ARP | eth_type::RARP => arp(rest, key, &mut layers),
-        eth_type::NSH => nsh(rest, key, &mut layers),
+        eth_type::IPV4 => ipv4(rest, key, layers),
+        eth_type::IPV6 => ipv6::headers(rest, key, layers),
+        eth_type::ARP | eth_type::RARP => arp(rest, key, layers),
+        eth_type::NSH => nsh(rest, key, layers),
         _ => {}
     }
-    layers
 }
 
 /// Takes up to two tags that are followed by a type; gives their number and what stands from the next type on.

@@ -15,6 +15,9 @@
 //! - A header that contradicts itself (an IPv4 total length shorter than its header, an IPv6 extension header longer
 //!   than the payload) is treated as user space does.
 //!
+//! A packet that lost its Ethernet header (pop_eth, or pop_nsh of a bare IP packet) begins with what its packet type says;
+//! [`extract_packet`] reads it so, by the general path, and its key has that packet type and no addresses or tags.
+//!
 //! A [`KeyBuf`] is a key in a batch slot that is used again and again: its cold words are only cleared after a packet
 //! that wrote some of them.
 
@@ -24,6 +27,7 @@ mod ipv6;
 #[cfg(test)]
 mod tests;
 
+use crate::packet::{Packet, PacketType};
 use flowlift_flow::{Frag, Key, Metadata};
 
 /// The L3 header that was found whole and valid.
@@ -70,7 +74,7 @@ pub struct Layers {
     /// End of the L3 packet: padding after it is not part of the IP packet. The frame's length for other packets.
     pub end: u32,
     /// Length of the Ethernet header with all VLAN tags that the key holds (and LLC/SNAP): where an MPLS label stack or
-    /// the L3 header begins. 0 if the frame is shorter than an Ethernet header.
+    /// the L3 header begins. 0 if the frame is shorter than an Ethernet header, and for a packet without one.
     pub l2_len: u8,
     /// The L3 header, if it is whole and valid.
     pub l3_kind: L3Kind,
@@ -194,7 +198,7 @@ impl KeyBuf {
 }
 
 /// Fills `key` from `frame` and `md`; every field that the packet does not have is zero. Never fails (R31).
-#[inline]
+#[inline(always)]
 pub fn extract(frame: &[u8], md: &Metadata, key: &mut KeyBuf) -> Layers {
     key.clean();
     match fast::extract(frame, md, &mut key.key) {
@@ -207,14 +211,40 @@ pub fn extract(frame: &[u8], md: &Metadata, key: &mut KeyBuf) -> Layers {
 #[inline(never)]
 fn extract_general(frame: &[u8], md: &Metadata, buf: &mut KeyBuf) -> Layers {
     let key = &mut buf.key;
-    key.words_mut()[..flowlift_flow::key::HOT_WORDS].fill(0);
-    let Metadata { in_port, recirc_id, dp_hash, skb_priority, skb_mark } = *md;
-    (key.in_port, key.recirc_id, key.dp_hash) = (in_port, recirc_id, dp_hash);
-    (key.skb_priority, key.skb_mark) = (skb_priority, skb_mark);
+    metadata(md, key);
     let layers = general::headers(frame, key);
     if key.eth_type.get() != flowlift_flow::key::eth_type::IPV4 {
         buf.dirty = Dirty::Headers;
     }
+    layers
+}
+
+/// Clears the hot line but for the metadata.
+fn metadata(md: &Metadata, key: &mut Key) {
+    key.words_mut()[..flowlift_flow::key::HOT_WORDS].fill(0);
+    let Metadata { in_port, recirc_id, dp_hash, skb_priority, skb_mark } = *md;
+    (key.in_port, key.recirc_id, key.dp_hash) = (in_port, recirc_id, dp_hash);
+    (key.skb_priority, key.skb_mark) = (skb_priority, skb_mark);
+}
+
+/// As [`extract`], of a packet that begins with what its packet type says.
+#[inline(always)]
+pub fn extract_packet(packet: &Packet, key: &mut KeyBuf) -> Layers {
+    if packet.packet_type.is_ethernet() {
+        extract(packet.bytes(), &packet.metadata, key)
+    } else {
+        extract_bare(packet.bytes(), packet.packet_type, &packet.metadata, key)
+    }
+}
+
+#[cold]
+fn extract_bare(packet: &[u8], packet_type: PacketType, md: &Metadata, buf: &mut KeyBuf) -> Layers {
+    buf.clean();
+    metadata(md, &mut buf.key);
+    let layers = general::bare_headers(packet, packet_type.eth_type(), &mut buf.key);
+    buf.key.packet_type = packet_type.0.into();
+    // The packet type itself is behind the hot line.
+    buf.dirty = Dirty::Headers;
     layers
 }
 

@@ -9,6 +9,7 @@
 pub mod chunks;
 pub mod hash;
 pub mod index;
+mod overlap;
 pub mod rcu;
 pub mod record;
 pub mod shape;
@@ -16,5 +17,6 @@ pub mod shape;
 mod tests;
 mod writer;
 
+pub use overlap::Overlap;
 pub use record::{Actions, FlowId, FlowRecord};
-pub use writer::{FlowTable, Overlap, Put, PutError, PutMode, TableShared};
+pub use writer::{FlowTable, Put, PutError, PutMode, TableShared};

@@ -127,6 +127,11 @@ impl FlowRecord {
         self.ufid.as_ref()
     }
 
+    /// Words 0 to 7 of its masked key.
+    pub(super) fn hot(&self) -> &[u64; HOT_WORDS] {
+        &self.hot
+    }
+
     /// Its generation, the other half of a [`FlowId`].
     pub fn generation(&self) -> u32 {
         self.generation
@@ -175,9 +180,21 @@ impl FlowRecord {
         seeds.finish(rest.fold(h, |h, (n, w)| seeds.add(h, n, *w)))
     }
 
-    /// Hash of the match under a mask that has no bit that its own lacks.
-    pub(super) fn hash_under(&self, mask: &SparseMask, seeds: &Seeds) -> u64 {
-        mask.hash(seeds, LookupKey::new(&self.masked_key()))
+    /// Takes the words after the hot line into `hash`, under a mask that has no bit that its own lacks. Words that are zero
+    /// do not change it.
+    pub(super) fn hash_rest_under(&self, mask: &SparseMask, seeds: &Seeds, hash: u64) -> u64 {
+        if self.rest_zero || mask.rest.is_empty() {
+            return hash;
+        }
+        // Both lists ascend, and the other one has no word that this one lacks.
+        let mut own = self.shape.mask.rest.iter().zip(&self.cold);
+        let (mut any, mut h) = (0, hash);
+        for (n, (i, m)) in mask.rest.iter().enumerate() {
+            let word = own.find(|((j, _), _)| j == i).map_or(0, |(_, word)| word & m);
+            any |= word;
+            h = seeds.add(h, n, word);
+        }
+        if any == 0 { hash } else { seeds.finish(h) }
     }
 
     /// Bytes of memory of its own: not what it shares with other flows.

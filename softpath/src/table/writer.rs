@@ -2,6 +2,7 @@
 
 use super::hash::Seeds;
 use super::index::{Index, MAX_SLOT, tag_of};
+use super::overlap::{self, Group, Overlap};
 use super::rcu::{Cell, Domain, Guard, Reader, Slots};
 use super::record::{Actions, FlowId, FlowRecord};
 use super::shape::{LookupKey, Shape, SparseMask};
@@ -75,15 +76,6 @@ pub enum PutError {
     /// The table has as many flows as it may.
     #[error("the flow table is full ({0} flows)")]
     Full(u32),
-}
-
-/// Two flows that some packet matches both of (R22).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Overlap {
-    /// The flow in the lower slot.
-    pub first: FlowId,
-    /// The other.
-    pub second: FlowId,
 }
 
 /// Interned actions, found by their list.
@@ -509,45 +501,20 @@ impl FlowTable {
         None
     }
 
-    /// Flows that overlap, at most `limit` pairs. For each pair of masks the flows are brought together by a hash of the
-    /// bits that both masks have, so the cost is flows times masks, not flows times flows.
+    /// Pairs of flows that overlap (R22), at most `limit` of them, in the order of slots if these are all.
     pub fn find_overlaps(&mut self, limit: usize) -> Vec<Overlap> {
-        let mut out = Vec::new();
         let guard = self.reader.enter();
         let view = self.shared.slots.view(&guard);
-        let subs: Vec<_> = self.subtables.iter().flatten().collect();
-        let groups: Vec<(&SparseMask, Vec<(u32, &FlowRecord)>)> = subs
+        let groups: Vec<Group<'_>> = self
+            .subtables
             .iter()
-            .map(|s| {
-                let flows = s.index.slots(&guard).filter_map(|slot| Some((slot, view.get(slot)?))).collect();
-                (&s.shared.mask, flows)
+            .flatten()
+            .map(|sub| {
+                let slots = sub.index.slots(&guard);
+                Group::new(&sub.shared.mask, slots.filter_map(|slot| Some((slot, view.get(slot)?))))
             })
             .collect();
-        for (n, (mask_a, a)) in groups.iter().enumerate() {
-            for (mask_b, b) in &groups[n + 1..] {
-                let common = mask_a.common(mask_b);
-                let (few, many) = if a.len() <= b.len() { (a, b) } else { (b, a) };
-                let mut seen: HashMap<u64, Vec<(u32, &FlowRecord)>, Seeds> =
-                    HashMap::with_capacity_and_hasher(few.len(), self.shared.seeds.clone());
-                let hash = |r: &FlowRecord| r.hash_under(&common, &self.shared.seeds);
-                for &(slot, r) in few {
-                    seen.entry(hash(r)).or_default().push((slot, r));
-                }
-                for &(slot, r) in many {
-                    for (other, o) in seen.get(&hash(r)).into_iter().flatten().filter(|(_, o)| r.overlaps(o))
-                    {
-                        let x = FlowId { slot, generation: r.generation() };
-                        let y = FlowId { slot: *other, generation: o.generation() };
-                        out.push(Overlap { first: x.min(y), second: x.max(y) });
-                        if out.len() >= limit {
-                            return out;
-                        }
-                    }
-                }
-            }
-        }
-        out.sort_unstable();
-        out
+        overlap::find(&groups, &self.shared.seeds, limit)
     }
 
     /// Bytes that the table holds for flows: records, slots and indexes, without the allocator's own.
