@@ -8,6 +8,9 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::BufRead;
 
+/// Overlaps that are looked at together: a hostile dump may have as many as it has pairs of flows.
+const OVERLAPS_MAX: usize = 1 << 20;
+
 /// A flow of the dump that is not in the datapath.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedFlow {
@@ -118,18 +121,29 @@ fn refuse_overlaps(
     datapath: &mut Datapath,
     loaded: &mut Loaded,
 ) -> Result<()> {
-    for pair in datapath.find_overlaps(usize::MAX) {
-        let lines = (loaded.line(pair.first), loaded.line(pair.second));
-        let (Some(first), Some(second)) = lines else { continue };
-        let (earlier, later, id) =
-            if first < second { (first, second, pair.second) } else { (second, first, pair.first) };
-        let reason = format!("overlaps the flow of line {earlier}: a packet could match either");
-        if strict {
-            bail!("{name}: line {later}: {reason} (--strict)");
+    loop {
+        let overlaps = datapath.find_overlaps(OVERLAPS_MAX);
+        let mut gone = BTreeSet::new();
+        for pair in &overlaps {
+            // Slots ascend with lines, so the second is the later one.
+            if gone.contains(&pair.first) || gone.contains(&pair.second) {
+                continue;
+            }
+            let (Some(earlier), Some(line)) = (loaded.line(pair.first), loaded.line(pair.second)) else {
+                continue;
+            };
+            let reason = format!("overlaps the flow of line {earlier}: a packet could match either");
+            if strict {
+                bail!("{name}: line {line}: {reason} (--strict)");
+            }
+            datapath.delete(pair.second);
+            gone.insert(pair.second);
+            loaded.refused.push(RefusedFlow { line, reason });
         }
-        datapath.delete(id);
-        loaded.flows.retain(|flow| flow.id != id);
-        loaded.refused.push(RefusedFlow { line: later, reason });
+        loaded.flows.retain(|flow| !gone.contains(&flow.id));
+        if overlaps.len() < OVERLAPS_MAX || gone.is_empty() {
+            break;
+        }
     }
     loaded.refused.sort_by_key(|flow| flow.line);
     Ok(())
@@ -137,8 +151,9 @@ fn refuse_overlaps(
 
 impl Loaded {
     fn line(&self, id: FlowId) -> Option<u64> {
-        // Nearly always the lines ascend with the slots, and a dump without overlaps never comes here.
-        self.flows.iter().find(|flow| flow.id == id).map(|flow| flow.line)
+        // The datapath was empty: the slots that it gave to the flows ascend with their lines.
+        let place = self.flows.binary_search_by_key(&id, |flow| flow.id).ok()?;
+        self.flows.get(place).map(|flow| flow.line)
     }
 
     fn note_ports(&mut self, flow: &Flow) {
