@@ -17,7 +17,7 @@ use crate::actions::{self, ActionUpcall, Context, DropReason, PsampleRecord, exe
 use crate::cache::MicroflowCache;
 use crate::classifier::{Relevant, SearchOrder};
 use crate::datapath::{Shared, WorkerShared};
-use crate::extract::{KeyBuf, Layers, extract_packet};
+use crate::extract::{KeyBuf, Layers, extract_into, extract_packet};
 use crate::isa::{Isa, Job};
 use crate::packet::Packet;
 use crate::stats::Counters;
@@ -280,7 +280,7 @@ impl Worker {
         let mut lanes = [idle; BATCH];
         let lookup = &mut self.lookup;
         for ((packet, key), lane) in packets.iter().zip(&mut self.keys).zip(&mut lanes) {
-            lane.layers = extract_packet(packet, key);
+            extract_into(packet, key, &mut lane.layers);
         }
         // Not in the loop before: a vector load of words that were stored one by one just now would wait for all of them.
         for (key, lane) in self.keys.iter().zip(&mut lanes).take(packets.len()) {

@@ -53,6 +53,13 @@ pub(super) fn extract(frame: &[u8], md: &Metadata, key: &mut Key) -> Option<Laye
     }
 }
 
+/// As [`extract`], for frames without a tag.
+#[inline(always)]
+pub(super) fn untagged(frame: &[u8], md: &Metadata, key: &mut Key) -> Option<Layers> {
+    let head: &[u8; 54] = frame.first_chunk()?;
+    if be16(head, 12) == IPV4 { ipv4::<14, 54>(head, frame.len(), 0, md, key) } else { None }
+}
+
 /// One or two tags. Not inlined, and so for each number of tags: together, the compiler would share the code of all
 /// three shapes and turn the constant offsets back into variables.
 #[inline(never)]

@@ -198,7 +198,7 @@ impl KeyBuf {
 }
 
 /// Fills `key` from `frame` and `md`; every field that the packet does not have is zero. Never fails (R31).
-#[inline(always)]
+#[inline]
 pub fn extract(frame: &[u8], md: &Metadata, key: &mut KeyBuf) -> Layers {
     key.clean();
     match fast::extract(frame, md, &mut key.key) {
@@ -228,13 +228,33 @@ fn metadata(md: &Metadata, key: &mut Key) {
 }
 
 /// As [`extract`], of a packet that begins with what its packet type says.
-#[inline(always)]
+#[inline]
 pub fn extract_packet(packet: &Packet, key: &mut KeyBuf) -> Layers {
     if packet.packet_type.is_ethernet() {
         extract(packet.bytes(), &packet.metadata, key)
     } else {
         extract_bare(packet.bytes(), packet.packet_type, &packet.metadata, key)
     }
+}
+
+/// As [`extract_packet`], for the packet loop: plain IPv4 is all that is inlined, and the result is written where it stays.
+/// A value that comes by several ways is put together in memory and copied from there, and such a copy waits until the
+/// parts have left the store buffer.
+#[inline(always)]
+pub(crate) fn extract_into(packet: &Packet, key: &mut KeyBuf, layers: &mut Layers) {
+    if packet.packet_type.is_ethernet() {
+        key.clean();
+        if let Some(found) = fast::untagged(packet.bytes(), &packet.metadata, &mut key.key) {
+            *layers = found;
+            return;
+        }
+    }
+    *layers = extract_other(packet, key);
+}
+
+#[inline(never)]
+fn extract_other(packet: &Packet, key: &mut KeyBuf) -> Layers {
+    extract_packet(packet, key)
 }
 
 #[cold]
