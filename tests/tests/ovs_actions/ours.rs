@@ -4,7 +4,7 @@
 use flowlift_flow::text::{NoNames, parse_actions, parse_match};
 use flowlift_flow::{Match, Metadata, PortNo};
 use flowlift_softpath::actions::{ActionUpcall, Context, DropReason, Program, Sink, compile, execute};
-use flowlift_softpath::extract::{KeyBuf, extract};
+use flowlift_softpath::extract::{KeyBuf, extract_packet};
 use flowlift_softpath::packet::Packet;
 use flowlift_tests::ovs::Sent;
 
@@ -44,7 +44,7 @@ impl Table {
 impl Run<'_> {
     fn classify(&mut self, ctx: &mut Context, packet: &mut Packet) {
         let mut key = KeyBuf::new();
-        let layers = extract(packet.bytes(), &packet.metadata, &mut key);
+        let layers = extract_packet(packet, &mut key);
         let mut hits = self.table.0.iter().filter(|(m, _)| m.mask.matches(&m.key, key.key()));
         let (hit, second) = (hits.next(), hits.next());
         assert!(second.is_none(), "two flows match (R22): {hit:?} and {second:?}");

@@ -2,6 +2,7 @@
 //!
 //! The comparison with Open vSwitch's own keys is in tests/tests/oracle_keys.rs, since it needs the attribute codec.
 
+mod bare;
 mod cut;
 mod paths;
 mod rules;

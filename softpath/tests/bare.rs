@@ -1,0 +1,84 @@
+//! Packets that lose their Ethernet header and are looked up again without it, as Open vSwitch's packet-type-aware
+//! pipeline has them: by the worker and by the reference.
+
+mod common;
+
+use common::*;
+use flowlift_flow::text::{NoNames, key_text, parse_actions, parse_match};
+use flowlift_flow::{Flow, key::eth_type};
+use flowlift_softpath::{Config, Datapath, Packet, Reference};
+
+fn flow_text(matching: &str, actions: &str) -> Flow {
+    let (matching, _) = parse_match(matching, &NoNames).unwrap_or_else(|e| panic!("{matching}: {e}"));
+    Flow { ufid: None, matching, actions: parse_actions(actions, &NoNames).expect("actions") }
+}
+
+/// What worker and reference make of a frame from port 1: they must agree.
+fn run(flows: &[Flow], packet: &Packet) -> Vec<Event> {
+    let mut dp = Datapath::new(Config { seed: Some(1), ..Config::default() });
+    let mut reference = Reference::new(6, 1);
+    for flow in flows {
+        dp.put(flow).unwrap();
+        reference.put(flow).unwrap();
+    }
+    let (mut by_worker, mut by_reference) = (Recorder::default(), Recorder::default());
+    dp.worker().process_one(&mut packet.clone(), 0, &mut by_worker);
+    reference.process(&mut packet.clone(), 0, &mut by_reference);
+    assert_eq!(by_worker.events, by_reference.events);
+    by_worker.events
+}
+
+#[test]
+fn a_packet_without_ethernet_is_looked_up_by_its_packet_type() {
+    let frame = udp(3, 4);
+    let flows = [
+        flow_text("recirc_id(0),in_port(1),eth(),eth_type(0x0800),ipv4(frag=no)", "pop_eth,recirc(1)"),
+        flow_text(
+            "recirc_id(1),in_port(1),packet_type(ns=1,id=0x800),eth_type(0x0800),ipv4(dst=10.0.1.4,frag=no)",
+            "set(ipv4(src=192.0.2.1)),push_eth(src=0a:00:00:00:00:01,dst=0a:00:00:00:00:02),2,pop_eth,recirc(2)",
+        ),
+    ];
+    let events = run(&flows, &packet(&frame, 1));
+    let [Event::Output(2, sent), Event::Miss(key, bare)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(sent[..14], [0x0a, 0, 0, 0, 0, 2, 0x0a, 0, 0, 0, 0, 1, 8, 0]);
+    assert_eq!(sent[26..30], [192, 0, 2, 1]);
+    assert_eq!((bare, &sent[30..]), (&sent[14..].to_vec(), &frame[30..]));
+    assert_eq!((key.packet_type.get(), key.eth_type.get(), key.recirc_id), (0x1_0800, eth_type::IPV4, 2));
+    let text = key_text(key).to_string();
+    assert!(text.contains("packet_type(ns=1,id=0x800),eth_type(0x0800),ipv4(src=192.0.2.1,"), "{text}");
+    assert!(!text.contains("eth("), "{text}");
+}
+
+/// A flow for Ethernet frames must not take a packet without Ethernet header, nor the other way round.
+#[test]
+fn packet_types_do_not_match_each_other() {
+    let strip =
+        flow_text("recirc_id(0),in_port(1),eth(),eth_type(0x0800),ipv4(frag=no)", "pop_eth,recirc(1)");
+    let ethernet =
+        flow_text("recirc_id(1),in_port(1),packet_type(ns=0,id=0),eth(),eth_type(0x0800),ipv4(frag=no)", "2");
+    let events = run(&[strip, ethernet], &packet(&udp(3, 4), 1));
+    assert!(matches!(&events[..], [Event::Miss(..)]), "{events:?}");
+}
+
+#[test]
+fn nsh_carries_bare_packets_too() {
+    let flows = [
+        flow_text(
+            "recirc_id(0),in_port(1),eth(),eth_type(0x0800),ipv4(frag=no)",
+            "pop_eth,push_nsh(flags=0,ttl=63,mdtype=1,np=1,spi=0x1,si=255,c1=0x1,c2=0x2,c3=0x3,c4=0x4),recirc(1)",
+        ),
+        flow_text(
+            "recirc_id(1),in_port(1),packet_type(ns=1,id=0x894f),eth_type(0x894f),\
+             nsh(flags=0,ttl=63,mdtype=1,np=1,spi=0x1,si=255,c1=0x1,c2=0x2,c3=0x3,c4=0x4)",
+            "pop_nsh(),recirc(2)",
+        ),
+        flow_text(
+            "recirc_id(2),in_port(1),packet_type(ns=1,id=0x800),eth_type(0x0800),ipv4(proto=17,frag=no),udp(dst=8196)",
+            "push_eth(src=0a:00:00:00:00:01,dst=0a:00:00:00:00:02),2",
+        ),
+    ];
+    let frame = udp(3, 4);
+    let events = run(&flows, &packet(&frame, 1));
+    let [Event::Output(2, sent)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((&sent[12..14], &sent[14..]), (&[8u8, 0][..], &frame[14..]));
+}
