@@ -2,7 +2,12 @@
 //!
 //! A driver knows NICs, not OVS: what it offers upwards is [`nic::Nic`].
 
+pub mod bind;
 pub mod dma;
 pub mod fl1;
 pub mod inproc;
 pub mod nic;
+// System calls, mapped registers, and memory that a device writes to.
+#[allow(unsafe_code)]
+pub mod vfio;
+pub mod vfio_user;

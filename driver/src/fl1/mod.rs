@@ -45,6 +45,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use wire::COMMAND_MAX;
 
+/// Vendor and device ID of an FL1.
+pub const PCI_ID: (u16, u16) = (regs::VENDOR as u16, regs::DEVICE as u16);
+
 /// Time and waiting, as the driver sees them.
 pub trait Platform: Send + Sync {
     /// Monotonic time in nanoseconds.

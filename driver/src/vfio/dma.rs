@@ -1,0 +1,108 @@
+//! DMA memory behind a type1 IOMMU: mapped by its address in this process, for the direction that was asked for.
+
+use super::info::IommuInfo;
+use super::{Device, ioctl};
+use flowlift_bus::{BusError, DmaDirection, DmaDomain, DmaMem, IovaRange, Mapping, MappingGuard};
+use nix::errno::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use vfio_bindings::bindings::vfio as sys;
+
+/// The IOMMU's side of a function.
+pub(super) struct Container {
+    device: Arc<Device>,
+    info: IommuInfo,
+    mappings: Arc<AtomicUsize>,
+}
+
+impl Container {
+    pub(super) fn new(device: Arc<Device>, info: IommuInfo) -> Self {
+        Self { device, info, mappings: Arc::default() }
+    }
+
+    /// Mappings there are now.
+    pub(super) fn mappings(&self) -> usize {
+        self.mappings.load(Ordering::Relaxed)
+    }
+}
+
+/// Undoes a mapping. Keeps the device open, so that there is something to undo it on.
+struct Guard {
+    device: Arc<Device>,
+    mappings: Arc<AtomicUsize>,
+    /// The kernel holds the pages, not the address; this keeps the address from naming other memory meanwhile.
+    mem: Option<Arc<DmaMem>>,
+    iova: u64,
+}
+
+impl MappingGuard for Guard {
+    fn unmap(&mut self) -> Result<(), BusError> {
+        let Some(mem) = self.mem.take() else { return Ok(()) };
+        let last = self.mappings.fetch_sub(1, Ordering::Relaxed) == 1;
+        // With its last memory gone the device has nothing to do on the bus; and a driver that panics takes its memory
+        // away in whatever order its fields have.
+        if last || std::thread::panicking() {
+            // Where this fails the function is gone, or the IOMMU blocks what it does.
+            let _ = self.device.clear_bus_master();
+        }
+        self.device
+            .container
+            .vfio_dma_unmap(self.iova, mem.len())
+            .map_err(super::failed("unmapping DMA memory"))
+    }
+}
+
+/// Why the kernel refused a mapping, for a person.
+fn why(e: Errno) -> String {
+    match e {
+        Errno::EEXIST => "it overlaps another mapping".into(),
+        Errno::ENOSPC => "no mapping left".into(),
+        Errno::ENOMEM => format!("{e}: the limit of locked memory (ulimit -l) may be too low"),
+        Errno::EINVAL => format!("{e}: not whole pages, or outside the IOVA ranges"),
+        e => e.to_string(),
+    }
+}
+
+impl DmaDomain for Container {
+    fn iova_ranges(&self) -> Vec<IovaRange> {
+        self.info.ranges.clone()
+    }
+
+    fn page_sizes(&self) -> u64 {
+        self.info.page_sizes
+    }
+
+    fn max_mappings(&self) -> usize {
+        self.info.max_mappings
+    }
+
+    fn map(&self, mem: Arc<DmaMem>, iova: u64, direction: DmaDirection) -> Result<Mapping, BusError> {
+        let map = sys::vfio_iommu_type1_dma_map {
+            argsz: size_of::<sys::vfio_iommu_type1_dma_map>() as u32,
+            flags: match direction {
+                DmaDirection::ToDevice => sys::VFIO_DMA_MAP_FLAG_READ,
+                DmaDirection::FromDevice => sys::VFIO_DMA_MAP_FLAG_WRITE,
+                DmaDirection::Bidirectional => sys::VFIO_DMA_MAP_FLAG_READ | sys::VFIO_DMA_MAP_FLAG_WRITE,
+            },
+            vaddr: mem.as_ptr().addr() as u64,
+            iova,
+            size: mem.len() as u64,
+        };
+        // SAFETY: the range is all of `mem`, which the guard keeps mapped until it is unmapped, and `DmaMem` is only
+        // accessed by volatile and atomic operations. Should unmapping fail, the kernel goes on holding the pages, so
+        // the device cannot reach memory that has another use.
+        unsafe { ioctl::map_dma(&*self.device.container, &map) }.map_err(|e| BusError::Map {
+            iova,
+            len: map.size,
+            why: why(e),
+        })?;
+        self.mappings.fetch_add(1, Ordering::Relaxed);
+        let guard = Guard {
+            device: self.device.clone(),
+            mappings: self.mappings.clone(),
+            mem: Some(mem.clone()),
+            iova,
+        };
+        Ok(Mapping::new(mem, iova, Box::new(guard)))
+    }
+}
