@@ -125,6 +125,61 @@ pub struct ExplainArgs {
 pub enum NicCommand {
     /// Show the capability records as the driver reads them from the NIC.
     Show(NicShowArgs),
+    /// List network functions and every device that flowlift has a driver for, and whether they can be used.
+    List(NicListArgs),
+    /// Hand a PCI function to vfio-pci (root).
+    Bind(NicBindArgs),
+    /// Give a PCI function back to the driver that it had (root).
+    Unbind(NicUnbindArgs),
+    /// Describe a PCI function: configuration space, capabilities, BARs, MSI-X.
+    Inspect(NicInspectArgs),
+}
+
+/// Arguments of `nic list`.
+#[derive(Debug, Args)]
+pub struct NicListArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `nic bind`.
+#[derive(Debug, Args)]
+pub struct NicBindArgs {
+    /// PCI address, as in 0000:03:00.0.
+    pub address: String,
+    /// Give the IOMMU group's node to this user (name or number), who can then drive the function without root.
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Take the function although the host uses it.
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `nic unbind`.
+#[derive(Debug, Args)]
+pub struct NicUnbindArgs {
+    /// PCI address, as in 0000:03:00.0.
+    pub address: String,
+    /// Ask a process that drives the function for it, and wait.
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `nic inspect`.
+#[derive(Debug, Args)]
+pub struct NicInspectArgs {
+    /// PCI address, as in 0000:03:00.0.
+    pub address: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `nic show`.

@@ -3,10 +3,15 @@
 pub mod explain;
 pub mod key;
 pub mod nic;
+pub mod pci;
 pub mod replay;
 
 use crate::cli::{Cli, Command, NicCommand};
 use anyhow::Result;
+use std::io::{BufWriter, StdoutLock, Write};
+
+/// Standard output as commands write it.
+pub type Stdout = BufWriter<StdoutLock<'static>>;
 
 /// What a command that could do its work says of the outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +34,23 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         Command::Key(args) => key::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Nic(NicCommand::Show(args)) => nic::show(args),
+        Command::Nic(NicCommand::List(args)) => pci::list(args),
+        Command::Nic(NicCommand::Bind(args)) => pci::bind(args),
+        Command::Nic(NicCommand::Unbind(args)) => pci::unbind(args),
+        Command::Nic(NicCommand::Inspect(args)) => pci::inspect(args),
         Command::Bench(command) => crate::bench::run(command).map(|()| Outcome::Good),
     }
+}
+
+/// Prints text that `print` writes, in large pieces; a reader that went away is an error that `main` knows.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn print_text(print: impl FnOnce(&mut Stdout) -> Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    print(&mut out)?;
+    out.flush()?;
+    Ok(())
 }
 
 /// Prints `value` as JSON.
@@ -38,8 +58,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
 /// # Errors
 /// Standard output cannot be written.
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    use std::io::Write;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(std::io::stdout().lock());
     serde_json::to_writer_pretty(&mut out, value)?;
     writeln!(out)?;
     out.flush()?;
