@@ -53,7 +53,8 @@ fn main() -> Result<()> {
     // Blocked, so that they are read from the descriptor instead of ending the process.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("signals")?;
-    let stop = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")?;
+    let stop =
+        SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")?;
 
     let profile = match args.profile {
         ProfileArg::Tiny => Profile::tiny(),

@@ -93,7 +93,8 @@ impl ClientMemory {
     /// Adds a map.
     pub(super) fn map(&self, map: &DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
         let pages = map.address.is_multiple_of(PAGE) && map.size.is_multiple_of(PAGE) && map.size > 0;
-        let last = map.address.checked_add(map.size.wrapping_sub(1)).filter(|_| pages).ok_or(Errno::EINVAL)?;
+        let last =
+            map.address.checked_add(map.size.wrapping_sub(1)).filter(|_| pages).ok_or(Errno::EINVAL)?;
         if map.flags & !(DmaMap::READ | DmaMap::WRITE) != 0 {
             return Err(Errno::EINVAL);
         }
@@ -197,7 +198,8 @@ fn file(files: &HashMap<FileId, (DmaMem, usize)>, fd: OwnedFd, end: u64) -> Resu
                 tracing::warn!(%error, "the client's memory cannot be mapped");
                 Errno::EINVAL
             })?;
-            let seals = fcntl(mem.fd(), FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
+            let seals = fcntl(mem.fd(), FcntlArg::F_GET_SEALS)
+                .map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
             if !seals.contains(SealFlag::F_SEAL_SHRINK) {
                 tracing::warn!("the client's memory is not sealed against shrinking");
                 return Err(Errno::EPERM);

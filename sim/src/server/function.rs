@@ -3,8 +3,8 @@
 use super::dma::{ClientMemory, DeviceBus};
 use super::irq::{DeviceIrqs, Irqs};
 use flowlift_bus::vfio_user::{
-    Capabilities, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, IrqSet, MAJOR, MAX_DATA, MINOR, RegionAccess, RegionInfo,
-    SparseArea, SparseMmap, Version, command, irq, region,
+    Capabilities, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, IrqSet, MAJOR, MAX_DATA, MINOR, RegionAccess,
+    RegionInfo, SparseArea, SparseMmap, Version, command, irq, region,
 };
 use flowlift_bus::{BarSpec, BusError, ConfigSpace, DeviceModel, DmaMem};
 use nix::errno::Errno;
@@ -136,7 +136,12 @@ impl<D: DeviceModel> Function<D> {
                 let (asked, _) = parse::<IrqInfo>(body)?;
                 let count = self.irqs.count(asked.index).ok_or(Errno::EINVAL)?;
                 let flags = if count > 0 { irq::EVENTFD } else { 0 };
-                Ok(Reply::of(&IrqInfo { argsz: size_of::<IrqInfo>() as u32, flags, index: asked.index, count }))
+                Ok(Reply::of(&IrqInfo {
+                    argsz: size_of::<IrqInfo>() as u32,
+                    flags,
+                    index: asked.index,
+                    count,
+                }))
             }
             command::SET_IRQS => {
                 let (set, data) = parse::<IrqSet>(body)?;
@@ -308,7 +313,8 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u16, std::ops::Range
     let mut done = 0;
     std::iter::from_fn(move || {
         let at = offset + done as u64;
-        let width = [4, 2, 1].into_iter().find(|w| at.is_multiple_of(*w) && len - done >= *w as usize)? as usize;
+        let width =
+            [4, 2, 1].into_iter().find(|w| at.is_multiple_of(*w) && len - done >= *w as usize)? as usize;
         let range = done..done + width;
         done += width;
         Some((at as u16, range))

@@ -47,7 +47,8 @@ impl Irqs {
             return Ok(());
         }
         let (start, count) = (set.start as usize, set.count as usize);
-        let range = start.checked_add(count).and_then(|end| vectors.get_mut(start..end)).ok_or(Errno::EINVAL)?;
+        let range =
+            start.checked_add(count).and_then(|end| vectors.get_mut(start..end)).ok_or(Errno::EINVAL)?;
         match kind {
             irq::DATA_NONE => range.iter().for_each(signal),
             irq::DATA_BOOL if data.len() >= count => {

@@ -135,7 +135,15 @@ impl Server {
         }
         let function = Function::new(device)?;
         let listener = listen(&path).map_err(|source| ServerError::Socket { path: path.clone(), source })?;
-        Ok(Self { function, wires: opened, listener, path, client: None, config, stats: ServerStats::default() })
+        Ok(Self {
+            function,
+            wires: opened,
+            listener,
+            path,
+            client: None,
+            config,
+            stats: ServerStats::default(),
+        })
     }
 
     /// Serves until `stop` is readable. The client is asked for the device (REQ), then it is gone.
@@ -170,6 +178,9 @@ impl Server {
             let woken = self.wait(stop, timeout, watch_wires)?;
             if woken.stop {
                 break;
+            }
+            if woken.hangup {
+                self.end_session();
             }
             if woken.listener {
                 self.accept();
@@ -266,8 +277,14 @@ impl Server {
     }
 
     /// Sleeps until there is something to do, at most `timeout`.
-    fn wait(&self, stop: BorrowedFd<'_>, timeout: Option<Duration>, wires: bool) -> Result<Woken, ServerError> {
-        let mut fds = vec![PollFd::new(stop, PollFlags::POLLIN), PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+    fn wait(
+        &self,
+        stop: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+        wires: bool,
+    ) -> Result<Woken, ServerError> {
+        let mut fds =
+            vec![PollFd::new(stop, PollFlags::POLLIN), PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
         if let Some(client) = &self.client {
             fds.push(PollFd::new(client.as_fd(), PollFlags::POLLIN));
         }
@@ -280,7 +297,13 @@ impl Server {
             Err(e) => return Err(ServerError::Poll(e)),
         }
         let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
-        Ok(Woken { stop: ready(&fds[0]), listener: ready(&fds[1]), wire: fds[others..].iter().any(ready) })
+        let hung_up = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| r.contains(PollFlags::POLLHUP));
+        Ok(Woken {
+            stop: ready(&fds[0]),
+            listener: ready(&fds[1]),
+            hangup: fds[2..others].iter().any(hung_up),
+            wire: fds[others..].iter().any(ready),
+        })
     }
 }
 
@@ -295,6 +318,9 @@ impl Drop for Server {
 struct Woken {
     stop: bool,
     listener: bool,
+    /// The client is gone; what it sent last does not matter, since the device is reset. Said together with a new client, so
+    /// that one who comes after another's death is not turned away.
+    hangup: bool,
     wire: bool,
 }
 

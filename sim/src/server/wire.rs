@@ -128,7 +128,8 @@ impl End {
         match self {
             Self::Unix(p) => p.send(Frame::new(frame)),
             Self::Pcap(_, Some(writer)) => {
-                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                let now =
+                    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
                 let timestamp_ns = u64::try_from(now.as_nanos()).unwrap_or(0);
                 writer.send(Frame { timestamp_ns, ..Frame::new(frame) })
             }
@@ -263,7 +264,18 @@ mod tests {
         assert_eq!(spec("p1=unix:/a").unwrap(), (1, WireKind::Unix("/a".into(), None)));
         assert_eq!(spec("p1=unix:/a,/b").unwrap(), (1, WireKind::Unix("/a".into(), Some("/b".into()))));
         assert_eq!(spec("p2=pcap:i,o").unwrap(), (2, WireKind::Pcap("i".into(), Some("o".into()))));
-        for bad in ["", "p0", "p0=", "p0=tap", "p0=tap:", "0=tap:x", "p=tap:x", "p65536=tap:x", "p0=udp:x", "p0=unix:,"] {
+        for bad in [
+            "",
+            "p0",
+            "p0=",
+            "p0=tap",
+            "p0=tap:",
+            "0=tap:x",
+            "p=tap:x",
+            "p65536=tap:x",
+            "p0=udp:x",
+            "p0=unix:,",
+        ] {
             assert!(matches!(spec(bad), Err(WireError::Spec(s)) if s == bad), "{bad}");
         }
     }

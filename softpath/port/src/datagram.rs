@@ -136,7 +136,9 @@ mod tests {
         drop(UnixDatagram::bind(&path).unwrap());
         assert!(path.exists());
         let port = DatagramPort::bind(&path, None).unwrap();
-        assert!(matches!(DatagramPort::bind(&path, None), Err(PortError::Io(e)) if e.kind() == ErrorKind::AddrInUse));
+        assert!(
+            matches!(DatagramPort::bind(&path, None), Err(PortError::Io(e)) if e.kind() == ErrorKind::AddrInUse)
+        );
         drop(port);
         assert!(!path.exists());
     }

@@ -191,7 +191,7 @@ impl Endpoint {
 fn receive(
     stream: &UnixStream,
     buffer: &mut [u8],
-    ancillary: &mut Vec<u8>,
+    ancillary: &mut [u8],
     fds: &mut Vec<OwnedFd>,
 ) -> Result<Option<usize>, ProtocolError> {
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
