@@ -3,8 +3,9 @@
 use crate::bytes::{be16, le16, le32, put};
 use crate::checksum::{Crc32c, update};
 use crate::field::Field;
-use crate::parser::{Headers, L3, L4};
+use crate::parser::{Headers, L3, L4, flow_hash};
 use crate::profile::{MAX_FRAME, TableSpec};
+use crate::vxlan::{self, Tunnel};
 
 /// Length of an action unit in bytes.
 pub const UNIT: usize = 16;
@@ -18,6 +19,8 @@ const METER: u8 = 6;
 const TRAP: u8 = 7;
 const SET_METADATA: u8 = 8;
 const GOTO: u8 = 9;
+const VXLAN_ENCAP: u8 = 10;
+const VXLAN_DECAP: u8 = 11;
 /// Bit of the capability record's action bitmap for truncation in OUTPUT.
 const CAP_TRUNCATE: u32 = 1 << 16;
 /// Shortest truncation: an Ethernet header.
@@ -26,16 +29,32 @@ const MIN_TRUNCATE: u32 = 14;
 /// One action, decoded from validated units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action<'a> {
-    Output { port: u16, max_len: u32 },
-    SetField { field: Field, value: &'a [u8], mask: &'a [u8] },
+    Output {
+        port: u16,
+        max_len: u32,
+    },
+    SetField {
+        field: Field,
+        value: &'a [u8],
+        mask: &'a [u8],
+    },
     PushVlan([u8; 4]),
     PopVlan,
     DecTtl,
     Meter(u32),
     Trap,
-    SetMetadata { value: u32, mask: u32 },
+    SetMetadata {
+        value: u32,
+        mask: u32,
+    },
     Goto(u8),
+    /// The template of the outer headers.
+    VxlanEncap(&'a [u8]),
+    VxlanDecap,
 }
+
+/// Length of a VXLAN_ENCAP record in units.
+const ENCAP_UNITS: usize = 5;
 
 /// Decodes the record at the start of `units`; gives it and its length in units. `None`: malformed.
 fn decode(units: &[u8]) -> Option<(Action<'_>, usize)> {
@@ -44,7 +63,12 @@ fn decode(units: &[u8]) -> Option<(Action<'_>, usize)> {
     let zero = |from: usize| u[from..].iter().all(|&b| b == 0);
     let bare = arg == 0 && zero(4);
     let long = u[0] == SET_FIELD && Field::from_id(arg).is_some_and(|f| f.bytes() == UNIT);
-    if usize::from(u[1]) != if long { 3 } else { 1 } {
+    let len = match u[0] {
+        VXLAN_ENCAP => ENCAP_UNITS,
+        _ if long => 3,
+        _ => 1,
+    };
+    if usize::from(u[1]) != len {
         return None;
     }
     let action = match u[0] {
@@ -69,9 +93,17 @@ fn decode(units: &[u8]) -> Option<(Action<'_>, usize)> {
         TRAP if bare => Action::Trap,
         SET_METADATA if arg == 0 && zero(12) => Action::SetMetadata { value: le32(u, 4), mask: le32(u, 8) },
         GOTO if zero(4) => Action::Goto(u8::try_from(arg).ok()?),
+        VXLAN_ENCAP if bare => {
+            let (template, rest) = units.get(UNIT..ENCAP_UNITS * UNIT)?.split_at(vxlan::OUTER);
+            if rest.iter().any(|&b| b != 0) {
+                return None;
+            }
+            Action::VxlanEncap(template)
+        }
+        VXLAN_DECAP if bare => Action::VxlanDecap,
         _ => return None,
     };
-    Some((action, usize::from(u[1])))
+    Some((action, len))
 }
 
 /// Checks an action list against a table. The error is the index of the offending unit.
@@ -85,10 +117,13 @@ pub(crate) fn validate(
         return if spec.actions & 1 != 0 { Ok(()) } else { Err(0) };
     }
     let mut at = 0;
+    // A VXLAN action came before: the headers of the match are no longer the frame's.
+    let mut rewrapped = false;
+    let mut unwrapped = false;
     while at * UNIT < units.len() {
         let err = Err(at as u32);
         let kind = units[at * UNIT];
-        if kind == 0 || kind > GOTO || spec.actions & (1 << kind) == 0 {
+        if kind == 0 || kind > VXLAN_DECAP || spec.actions & (1 << kind) == 0 {
             return err;
         }
         let Some((action, len)) = decode(&units[at * UNIT..]) else { return err };
@@ -99,7 +134,8 @@ pub(crate) fn validate(
                     && (max_len == 0 || (max_len >= MIN_TRUNCATE && spec.actions & CAP_TRUNCATE != 0))
             }
             Action::SetField { field, value, mask } => {
-                spec.settable & (1 << field.id()) != 0
+                !rewrapped
+                    && spec.settable & (1 << field.id()) != 0
                     && mask.iter().any(|&b| b != 0)
                     && mask.iter().zip(field.supported()).all(|(m, s)| m & !s == 0)
                     && value.iter().zip(mask).all(|(v, m)| v & !m == 0)
@@ -107,23 +143,38 @@ pub(crate) fn validate(
             Action::PushVlan(tag) => matches!(be16(&tag, 0), 0x8100 | 0x88a8),
             Action::Meter(id) => meter_exists(id),
             Action::Goto(stage) => last && stage < 32 && spec.goto_stages & (1 << stage) != 0,
-            Action::Trap => last,
+            Action::Trap => last && !unwrapped,
+            Action::VxlanEncap(template) => !rewrapped && vxlan::is_template(template),
+            Action::VxlanDecap => !rewrapped && leaves(&units[(at + len) * UNIT..]),
             Action::SetMetadata { value, mask } => value & !mask == 0,
-            Action::PopVlan | Action::DecTtl => true,
+            Action::PopVlan => true,
+            Action::DecTtl => !rewrapped,
         };
         if !fine {
             return err;
         }
+        rewrapped |= matches!(action, Action::VxlanEncap(_) | Action::VxlanDecap);
+        unwrapped |= action == Action::VxlanDecap;
         at += len;
     }
     Ok(())
+}
+
+/// Whether a list sends the packet somewhere: an OUTPUT or a GOTO, where a malformed record ends the search.
+fn leaves(units: &[u8]) -> bool {
+    list(units).any(|a| matches!(a, Action::Output { .. } | Action::Goto(_)))
 }
 
 /// A packet on its way through the pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packet {
     pub(crate) data: Vec<u8>,
+    /// As parsed at the match; of no meaning once the packet was wrapped or unwrapped.
     pub(crate) headers: Headers,
+    /// Ingress port.
+    pub(crate) port: u16,
+    /// What the last decapsulation took off.
+    pub(crate) tunnel: Tunnel,
 }
 
 /// How a list ended.
@@ -140,6 +191,11 @@ pub(crate) struct Exception;
 
 /// A frame that leaves, and where.
 pub(crate) type Output = (u16, Vec<u8>);
+
+/// Whether the list unwraps a tunnel.
+pub(crate) fn has_decap(units: &[u8]) -> bool {
+    list(units).any(|a| a == Action::VxlanDecap)
+}
 
 /// Whether the list asks a meter, so that it must be tried without one first.
 pub(crate) fn has_meter(units: &[u8]) -> bool {
@@ -184,12 +240,32 @@ pub(crate) fn run(
             Action::Trap => return Ok(End::Trap),
             Action::SetMetadata { value, mask } => *metadata = *metadata & !mask | value,
             Action::Goto(stage) => return Ok(End::Goto(stage)),
+            Action::VxlanEncap(template) => packet.encap(template)?,
+            Action::VxlanDecap => packet.decap()?,
         }
     }
     Ok(End::Done)
 }
 
 impl Packet {
+    fn encap(&mut self, template: &[u8]) -> Result<(), Exception> {
+        let hash = || flow_hash(self.port, &self.data);
+        self.data = vxlan::encap(&self.data, template, hash).ok_or(Exception)?;
+        Ok(())
+    }
+
+    fn decap(&mut self) -> Result<(), Exception> {
+        let h = self.headers;
+        if h.l3 != L3::Ipv4 || h.l4 != L4::Udp {
+            return Err(Exception);
+        }
+        let (inner, tunnel) = vxlan::decap(&self.data, h.l3_at, h.ip_end).ok_or(Exception)?;
+        self.data.truncate(inner.end);
+        self.data.drain(..inner.start);
+        self.tunnel = tunnel;
+        Ok(())
+    }
+
     fn push_vlan(&mut self, tag: [u8; 4]) -> Result<(), Exception> {
         if self.data.len() + 4 > MAX_FRAME {
             return Err(Exception);

@@ -75,6 +75,19 @@ pub fn crc32c(data: &[u8]) -> u32 {
     Crc32c::new().update(data).finish()
 }
 
+/// The Internet checksum's sum over all parts: 16-bit big-endian words, folded. Every part but the last has an even
+/// length; an odd last byte is the high one of its word.
+pub(crate) fn internet_sum(parts: &[&[u8]]) -> u16 {
+    let mut sum = 0u64;
+    for word in parts.iter().flat_map(|p| p.chunks(2)) {
+        sum += u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
 /// Updates the Internet checksum `csum` for 16-bit big-endian words that changed from `old` to `new`. Both slices have
 /// the same even length.
 pub(crate) fn update(csum: u16, old: &[u8], new: &[u8]) -> u16 {

@@ -54,12 +54,18 @@ pub enum Field {
     ArpSha,
     /// ARP target hardware address.
     ArpTha,
+    /// VXLAN network identifier that a decapsulation took off.
+    TunId,
+    /// Outer IPv4 source of the same.
+    TunIpv4Src,
+    /// Outer IPv4 destination of the same.
+    TunIpv4Dst,
 }
 
 use Field as F;
 
 /// Fields in the order of their ids, with their length in bytes.
-const LAYOUT: [(Field, u8); 25] = [
+const LAYOUT: [(Field, u8); 28] = [
     (F::InPort, 2),
     (F::Metadata, 4),
     (F::EthDst, 6),
@@ -85,11 +91,14 @@ const LAYOUT: [(Field, u8); 25] = [
     (F::ArpTpa, 4),
     (F::ArpSha, 6),
     (F::ArpTha, 6),
+    (F::TunId, 3),
+    (F::TunIpv4Src, 4),
+    (F::TunIpv4Dst, 4),
 ];
 
 /// Offset of each field in a [`PacketKey`], by id.
-const OFFSETS: [u8; 26] = {
-    let mut o = [0u8; 26];
+const OFFSETS: [u8; 29] = {
+    let mut o = [0u8; 29];
     let mut i = 0;
     let mut at = 0;
     while i < LAYOUT.len() {
@@ -101,7 +110,7 @@ const OFFSETS: [u8; 26] = {
 };
 
 /// Length of a [`PacketKey`]: all fields, rounded up to whole words.
-pub(crate) const KEY_BYTES: usize = 104;
+pub(crate) const KEY_BYTES: usize = 120;
 
 impl Field {
     /// The field with this id.
@@ -168,8 +177,8 @@ mod tests {
             assert_eq!(usize::from(f.id()), i + 1);
             assert_eq!(Field::from_id(f.id()), Some(*f));
         }
-        assert_eq!(Field::ArpTha.offset() + Field::ArpTha.bytes(), 102);
+        assert_eq!(Field::TunIpv4Dst.offset() + Field::TunIpv4Dst.bytes(), 113);
         assert_eq!(Field::from_id(0), None);
-        assert_eq!(Field::from_id(26), None);
+        assert_eq!(Field::from_id(29), None);
     }
 }

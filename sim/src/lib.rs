@@ -5,7 +5,7 @@
 //! ports wires, and its owner steps it. All randomness comes from one seed and time from an injected [`Clock`], so a
 //! run is replayed byte for byte.
 //!
-//! A packet's way through the modules: [`wire`](Wire) → `parser` → `table` → `action` → `slow` (which makes the effects
+//! A packet's way through the modules: [`wire`](Wire) → `parser` → `table` → `action` (with `vxlan`) → `slow` (which makes the effects
 //! happen, all or none). Commands: `command` (bytes) → `admin`. Every breach of protocol ends in `violation`.
 
 mod action;
@@ -30,6 +30,7 @@ mod slow;
 mod step;
 mod table;
 mod violation;
+mod vxlan;
 mod wire;
 
 pub use action::UNIT;

@@ -1,10 +1,11 @@
 //! The pipeline: parser, tables, actions. It decides what a packet does; nothing has happened yet when it returns.
 
-use crate::action::{End, Exception, Output, Packet, has_meter, run};
+use crate::action::{End, Exception, Output, Packet, has_decap, has_meter, run};
 use crate::device::Fl1;
 use crate::field::Field;
 use crate::meter::Meter;
 use crate::parser::parse;
+use crate::vxlan::Tunnel;
 
 /// Why a packet goes to a slow queue (FL1.md, section 8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,31 @@ pub(crate) struct Verdict {
     pub(crate) slow: Option<Slow>,
 }
 
+/// How a packet was before the first entry that unwrapped it, and how much had been done for it by then.
+struct Wrapped {
+    slow: Slow,
+    hits: usize,
+    outputs: usize,
+    meters: usize,
+}
+
+impl Verdict {
+    /// Gives the packet to a slow queue: after a decapsulation the one before it, as the completion has no room for
+    /// what was taken off.
+    fn give_up(mut self, slow: Slow, wrapped: Option<Wrapped>) -> Self {
+        self.slow = Some(match wrapped {
+            None => slow,
+            Some(w) => {
+                self.hits.truncate(w.hits);
+                self.outputs.truncate(w.outputs);
+                self.meters.truncate(w.meters);
+                w.slow
+            }
+        });
+        self
+    }
+}
+
 impl Fl1 {
     /// Sends `frame` through the tables from `stage` on.
     pub(crate) fn classify(&self, frame: &[u8], port: u16, stage: u8, metadata: u32) -> Verdict {
@@ -58,28 +84,44 @@ impl Fl1 {
         let now = self.now;
         let (mut stage, mut metadata) = (stage, metadata);
         let mut data = frame.to_vec();
+        let mut tunnel = Tunnel::default();
+        let mut wrapped = None;
         // GOTO only leads to later stages, so this ends.
         loop {
-            let slow = |reason, table: u16, entry, metadata, frame| {
-                Some(Slow { reason, stage, table, entry, metadata, frame })
+            let slow = |reason, table: u16, entry, metadata, frame| Slow {
+                reason,
+                stage,
+                table,
+                entry,
+                metadata,
+                frame,
             };
             let Ok(mut parsed) = parse(&data) else {
-                verdict.slow = slow(Reason::Parse, NO_TABLE, NO_ENTRY, metadata, data);
-                return verdict;
+                return verdict.give_up(slow(Reason::Parse, NO_TABLE, NO_ENTRY, metadata, data), wrapped);
             };
             parsed.key.set(Field::InPort, &port.to_be_bytes());
             parsed.key.set(Field::Metadata, &metadata.to_be_bytes());
+            parsed.key.set(Field::TunId, &tunnel.vni);
+            parsed.key.set(Field::TunIpv4Src, &tunnel.src);
+            parsed.key.set(Field::TunIpv4Dst, &tunnel.dst);
             let (table, hit) = self.lookup(stage, &parsed.key);
             let Some((entry, actions)) = hit else {
-                verdict.slow = slow(Reason::Miss, table, NO_ENTRY, metadata, data);
-                return verdict;
+                return verdict.give_up(slow(Reason::Miss, table, NO_ENTRY, metadata, data), wrapped);
             };
-            let packet = Packet { data, headers: parsed.headers };
+            let packet = Packet { data, headers: parsed.headers, port, tunnel };
+            if wrapped.is_none() && has_decap(actions) {
+                wrapped = Some(Wrapped {
+                    slow: slow(Reason::Exception, table, entry, metadata, packet.data.clone()),
+                    hits: verdict.hits.len(),
+                    outputs: verdict.outputs.len(),
+                    meters: verdict.meters.len(),
+                });
+            }
             let bytes = packet.data.len() as u64;
             match self.run_list(actions, &packet, metadata, now, &mut verdict) {
                 Err(Exception) => {
-                    verdict.slow = slow(Reason::Exception, table, entry, metadata, packet.data);
-                    return verdict;
+                    let slow = slow(Reason::Exception, table, entry, metadata, packet.data);
+                    return verdict.give_up(slow, wrapped);
                 }
                 Ok((end, after, new_metadata)) => {
                     let tcp_flags = parsed.tcp_flags;
@@ -87,10 +129,13 @@ impl Fl1 {
                     match end {
                         End::Done => return verdict,
                         End::Trap => {
-                            verdict.slow = slow(Reason::Trap, table, entry, new_metadata, after.data);
-                            return verdict;
+                            let slow = slow(Reason::Trap, table, entry, new_metadata, after.data);
+                            return verdict.give_up(slow, wrapped);
                         }
-                        End::Goto(next) => (stage, metadata, data) = (next, new_metadata, after.data),
+                        End::Goto(next) => {
+                            (stage, metadata) = (next, new_metadata);
+                            (data, tunnel) = (after.data, after.tunnel);
+                        }
                     }
                 }
             }

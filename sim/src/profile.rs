@@ -130,6 +130,7 @@ const L2: [Field; 12] = [
 const V4: [Field; 2] = [F::Ipv4Src, F::Ipv4Dst];
 const V6: [Field; 3] = [F::Ipv6Src, F::Ipv6Dst, F::Ipv6Label];
 const L4: [Field; 3] = [F::L4Src, F::L4Dst, F::TcpFlags];
+const TUNNEL: [Field; 3] = [F::TunId, F::TunIpv4Src, F::TunIpv4Dst];
 const ARP: [Field; 5] = [F::ArpOp, F::ArpSpa, F::ArpTpa, F::ArpSha, F::ArpTha];
 
 /// Which fields a table has.
@@ -139,6 +140,10 @@ enum Keys {
     Hash4,
     Hash6,
     Full,
+    /// HASH-4 behind a stage that can unwrap tunnels.
+    Hash4Tunnel,
+    /// Every field behind such a stage.
+    FullTunnel,
 }
 
 impl Keys {
@@ -148,6 +153,8 @@ impl Keys {
             Self::Hash4 => [&L2[..], &V4, &L4].concat(),
             Self::Hash6 => [&L2[..], &V6, &L4].concat(),
             Self::Full => [&L2[..], &V4, &V6, &L4, &ARP].concat(),
+            Self::Hash4Tunnel => [&L2[..], &V4, &L4, &TUNNEL].concat(),
+            Self::FullTunnel => [&L2[..], &V4, &V6, &L4, &ARP, &TUNNEL].concat(),
         }
     }
 }
@@ -167,11 +174,19 @@ const LARGE_ROWS: &[Row] = &[
     (0, TableKind::Hash, Keys::Hash4, 2_097_152, 256),
     (0, TableKind::Hash, Keys::Hash6, 262_144, 64),
     (0, TableKind::Tcam, Keys::Full, 8_192, 0),
-    (1, TableKind::Hash, Keys::Hash4, 524_288, 64),
-    (1, TableKind::Tcam, Keys::Full, 4_096, 0),
-    (2, TableKind::Hash, Keys::Hash4, 131_072, 32),
-    (2, TableKind::Tcam, Keys::Full, 2_048, 0),
+    (1, TableKind::Hash, Keys::Hash4Tunnel, 524_288, 64),
+    (1, TableKind::Tcam, Keys::FullTunnel, 4_096, 0),
+    (2, TableKind::Hash, Keys::Hash4Tunnel, 131_072, 32),
+    (2, TableKind::Tcam, Keys::FullTunnel, 2_048, 0),
 ];
+
+/// Actions of the profiles, as bits of the table record: drop, OUTPUT, PUSH_VLAN, POP_VLAN, TRAP.
+const TINY_ACTIONS: u32 = 0x9b;
+/// Types 0 to 9, and truncation.
+const ALL_BUT_VXLAN: u32 = 0x1_03ff;
+/// VXLAN_ENCAP and VXLAN_DECAP.
+const VXLAN: u32 = 0xc00;
+const GOTO: u32 = 1 << 9;
 
 /// Fields that SET_FIELD changes in the profiles that have it.
 const SETTABLE: [Field; 11] = [
@@ -200,15 +215,15 @@ impl Profile {
     }
     /// One TCAM of 16 entries with L2 and L3 keys.
     pub fn tiny() -> Self {
-        Self::build("tiny", (2, 2), 1, 0, TINY_ROWS)
+        Self::build("tiny", (2, 2), 1, 0, TINY_ROWS, TINY_ACTIONS)
     }
     /// Two stages, tens of thousands of entries.
     pub fn standard() -> Self {
-        Self::build("standard", (2, 14), 4, 256, STANDARD_ROWS)
+        Self::build("standard", (2, 14), 4, 256, STANDARD_ROWS, ALL_BUT_VXLAN)
     }
     /// Three stages, more than two million entries.
     pub fn large() -> Self {
-        Self::build("large", (4, 28), 8, 4096, LARGE_ROWS)
+        Self::build("large", (4, 28), 8, 4096, LARGE_ROWS, ALL_BUT_VXLAN | VXLAN)
     }
 
     fn build(
@@ -217,6 +232,7 @@ impl Profile {
         slow_queues: u16,
         meters: u32,
         rows: &[Row],
+        actions: u32,
     ) -> Self {
         let stages = rows.iter().map(|r| r.0 + 1).max().unwrap_or(1);
         let all_stages = (1u32 << stages) - 1;
@@ -244,14 +260,8 @@ impl Profile {
                     max_masks,
                     fields,
                     key_bytes: end.next_multiple_of(8),
-                    // Tiny: drop, OUTPUT, PUSH_VLAN, POP_VLAN, TRAP. Others: all, GOTO where there is a later stage.
-                    actions: if tiny {
-                        0x9b
-                    } else if later == 0 {
-                        0x1_01ff
-                    } else {
-                        0x1_03ff
-                    },
+                    // GOTO only where there is a later stage.
+                    actions: if later == 0 { actions & !GOTO } else { actions },
                     max_units: if tiny { 4 } else { 16 },
                     next: rows.get(usize::from(id) + 1).filter(|r| r.0 == stage).map(|_| id + 1),
                     goto_stages: later,
@@ -294,7 +304,11 @@ fn match_kind(table: TableKind, f: Field) -> MatchKind {
         F::InPort | F::Metadata | F::EthType | F::Vlan0Tpid | F::Vlan1Tpid | F::IpProto | F::ArpOp => {
             MatchKind::Exact
         }
-        F::Ipv4Src | F::Ipv4Dst | F::Ipv6Src | F::Ipv6Dst if table == TableKind::Hash => MatchKind::Prefix,
+        F::Ipv4Src | F::Ipv4Dst | F::Ipv6Src | F::Ipv6Dst | F::TunIpv4Src | F::TunIpv4Dst
+            if table == TableKind::Hash =>
+        {
+            MatchKind::Prefix
+        }
         _ => MatchKind::Any,
     }
 }

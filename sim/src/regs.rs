@@ -7,7 +7,7 @@ use crate::queue::{Half, Queue};
 use crate::violation::{Violation, ViolationCode as V};
 
 const MAGIC: u32 = 0x3130_4c46;
-const VERSION: u32 = 0x0001_0000;
+const VERSION: u32 = 0x0001_0001;
 const RESET_KEY: u32 = 0x5453_4552;
 const CTRL: u64 = 0x008;
 const RESET: u64 = 0x020;

@@ -87,7 +87,7 @@ macro_rules! registers {
 
 registers! {
     MAGIC: Ro, 0x0000 = 0x3130_4c46;
-    VERSION: Ro, 0x0004 = 0x0001_0000;
+    VERSION: Ro, 0x0004 = 0x0001_0001;
     CTRL: Rw, 0x0008 = 0;
     STATUS: Ro, 0x000c = 1;
     FATAL_CODE: Ro, 0x0010 = 0;

@@ -118,12 +118,18 @@ fn frame(v4: bool, proto: u8, payload: &[u8]) -> Vec<u8> {
     f
 }
 
+/// A frame that must parse, at a match.
+fn packet(f: &[u8]) -> Packet {
+    let headers = parse(f).expect("parses").headers;
+    Packet { data: f.to_vec(), headers, port: 1, tunnel: Tunnel::default() }
+}
+
 /// Runs a list that must be valid on a frame that must parse; gives what one final OUTPUT sends.
 fn apply(units: &[u8], f: &[u8]) -> Result<Vec<u8>, Exception> {
     let profile = Profile::standard();
     let list = [units, &unit(OUTPUT, 1, &[])].concat();
     validate(&list, &profile.tables[0], 16, |_| true).expect("valid");
-    let mut p = Packet { data: f.to_vec(), headers: parse(f).expect("parses").headers };
+    let mut p = packet(f);
     let mut out = Vec::new();
     run(&list, &mut p, &mut 0, |_, _| true, &mut out)?;
     Ok(out.pop().expect("one output").1)
@@ -180,17 +186,17 @@ proptest! {
 
     #[test]
     fn any_units_are_validated_without_panic(
-        mut units in proptest::collection::vec(any::<u8>(), 0..256), kind in 0u8..12, len in 0u8..5,
+        mut units in proptest::collection::vec(any::<u8>(), 0..256), kind in 0u8..13, len in 0u8..7,
     ) {
         units.truncate(units.len() / UNIT * UNIT);
         if let Some(head) = units.first_chunk_mut::<2>() {
             *head = [kind, len];
         }
-        for spec in &Profile::standard().tables {
+        for spec in Profile::standard().tables.iter().chain(&Profile::large().tables) {
             if validate(&units, spec, 16, |_| true).is_ok() {
                 // What was let in runs on any frame without panic.
                 let f = frame(true, 6, b"");
-                let mut p = Packet { data: f.clone(), headers: parse(&f).expect("parses").headers };
+                let mut p = packet(&f);
                 let _ = run(&units, &mut p, &mut 0, |_, _| true, &mut Vec::new());
             }
         }
@@ -282,7 +288,7 @@ fn a_header_that_is_not_there_is_an_exception() {
 #[test]
 fn output_can_truncate() {
     let f = frame(true, 6, b"");
-    let mut p = Packet { data: f.clone(), headers: parse(&f).expect("parses").headers };
+    let mut p = packet(&f);
     let list = [unit(OUTPUT, 1, &[20, 0, 0, 0]), unit(OUTPUT, 2, &[0xff, 0xff, 0, 0]), unit(OUTPUT, 3, &[])]
         .concat();
     let mut out = Vec::new();

@@ -391,7 +391,7 @@ impl Host {
 }
 
 /// Fields of the key blobs of the tables used here, from the spec: id, bytes.
-const FIELDS: [(u16, usize); 25] = [
+const FIELDS: [(u16, usize); 28] = [
     (1, 2),
     (2, 4),
     (3, 6),
@@ -417,6 +417,9 @@ const FIELDS: [(u16, usize); 25] = [
     (23, 4),
     (24, 6),
     (25, 6),
+    (26, 3),
+    (27, 4),
+    (28, 4),
 ];
 
 /// Which fields a kind of table has.
@@ -425,6 +428,10 @@ pub(crate) enum Keys {
     Tiny,
     Hash4,
     Full,
+    /// HASH-4 of a stage behind one that unwraps tunnels.
+    Hash4Tunnel,
+    /// TCAM of such a stage.
+    FullTunnel,
 }
 
 /// Key and mask blobs with these fields (id, value, mask).
@@ -432,7 +439,9 @@ pub(crate) fn blobs(keys: Keys, fields: &[(u16, &[u8], &[u8])]) -> (Vec<u8>, Vec
     let has = |id: u16| match keys {
         Keys::Tiny => [1, 3, 4, 5, 6, 7, 10, 11, 13, 14, 15, 16].contains(&id),
         Keys::Hash4 => (1..=14).contains(&id) || (18..=20).contains(&id),
-        Keys::Full => true,
+        Keys::Hash4Tunnel => (1..=14).contains(&id) || (18..=20).contains(&id) || id >= 26,
+        Keys::Full => id <= 25,
+        Keys::FullTunnel => true,
     };
     let (mut key, mut mask) = (Vec::new(), Vec::new());
     for (id, bytes) in FIELDS.into_iter().filter(|(id, _)| has(*id)) {

@@ -7,5 +7,6 @@ mod hostile;
 mod oracle;
 mod pipeline;
 mod spec;
+mod tunnels;
 mod violations;
 mod wires;
