@@ -22,7 +22,7 @@ pub(crate) const MAX_BLOB: u32 = 1 << 18;
 const FRAME: std::ops::RangeInclusive<u32> = 64..=1 << 17;
 
 /// Field ids and widths in bytes (FL1.md section 6). A field of another id is left alone: it stays wildcarded.
-const FIELDS: [(u16, Field, u8); 25] = [
+const FIELDS: [(u16, Field, u8); 28] = [
     (1, Field::InPort, 2),
     (2, Field::Metadata, 4),
     (3, Field::EthDst, 6),
@@ -48,10 +48,13 @@ const FIELDS: [(u16, Field, u8); 25] = [
     (23, Field::ArpTpa, 4),
     (24, Field::ArpSha, 6),
     (25, Field::ArpTha, 6),
+    (26, Field::TunId, 3),
+    (27, Field::TunIpv4Src, 4),
+    (28, Field::TunIpv4Dst, 4),
 ];
 
 /// Action types and what the planner calls them.
-const ACTIONS: [(u8, ActionKind); 9] = [
+const ACTIONS: [(u8, ActionKind); 11] = [
     (action::OUTPUT, ActionKind::Output),
     (action::SET_FIELD, ActionKind::SetField),
     (action::PUSH_VLAN, ActionKind::PushVlan),
@@ -61,6 +64,8 @@ const ACTIONS: [(u8, ActionKind); 9] = [
     (action::TRAP, ActionKind::Trap),
     (action::SET_METADATA, ActionKind::SetMetadata),
     (action::GOTO, ActionKind::Goto),
+    (action::VXLAN_ENCAP, ActionKind::VxlanEncap),
+    (action::VXLAN_DECAP, ActionKind::VxlanDecap),
 ];
 /// Bit of the action set: an empty list.
 const DROP_BIT: u32 = 1;

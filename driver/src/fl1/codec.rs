@@ -4,6 +4,8 @@
 //! differently. Decoding is a second reading of the same page and shares no code with encoding: raise-and-compare is
 //! worth something only so.
 
+mod vxlan;
+
 use super::caps::{Identity, TableInfo, field_code, field_of};
 use super::wire::{COMMAND_MAX, CommandHeader, PAYLOAD, SLOT, UNIT, action, op, parse};
 use crate::nic::{ActionKind, Entry, Field, FieldValue, NicAction, NicPort, Stage, TableKind};
@@ -86,6 +88,7 @@ fn encode_actions(
     if actions.is_empty() && !table.may_drop {
         return Err(format!("table {} cannot drop", table.caps.id.0));
     }
+    vxlan::check_place(actions)?;
     for (i, a) in actions.iter().enumerate() {
         let last = i + 1 == actions.len();
         match a {
@@ -160,8 +163,15 @@ fn encode_actions(
                 }
                 units.put(unit(action::GOTO, stage.0.into()))?;
             }
-            NicAction::VxlanEncap(_) | NicAction::VxlanDecap => {
-                return Err("FL1 1.0 has no tunnels".into());
+            NicAction::VxlanEncap(template) => {
+                allowed(ActionKind::VxlanEncap)?;
+                for u in vxlan::encode(template)? {
+                    units.put(u)?;
+                }
+            }
+            NicAction::VxlanDecap => {
+                allowed(ActionKind::VxlanDecap)?;
+                units.put(unit(action::VXLAN_DECAP, 0))?;
             }
         }
     }
@@ -373,10 +383,19 @@ fn decode_actions(bytes: &[u8]) -> Result<SmallVec<[NicAction; 2]>, String> {
                 actions.push(NicAction::Goto(Stage(stage)));
                 4
             }
+            action::VXLAN_ENCAP => {
+                actions.push(NicAction::VxlanEncap(vxlan::decode(&mut units)?));
+                4
+            }
+            action::VXLAN_DECAP => {
+                actions.push(NicAction::VxlanDecap);
+                4
+            }
             other => return Err(format!("action type {other}")),
         };
         let has_arg = matches!(u[0], action::OUTPUT | action::SET_FIELD | action::GOTO);
-        if u[0] != action::SET_FIELD && u[1] != 1
+        let count = if u[0] == action::VXLAN_ENCAP { vxlan::RECORD } else { 1 };
+        if u[0] != action::SET_FIELD && usize::from(u[1]) != count
             || arg != 0 && !has_arg
             || u[meaningful..].iter().any(|&b| b != 0)
         {
@@ -509,7 +528,6 @@ mod tests {
         refused(smallvec![NicAction::Goto(Stage(0))], "goto stage 0");
         refused(smallvec![NicAction::PushVlan { tpid: 0x9100, tci: 0 }], "0x9100");
         refused(smallvec![NicAction::Meter(256)], "meter 256");
-        refused(smallvec![NicAction::VxlanDecap], "tunnels");
         refused(set(Field::EthDst, 1, 1), "cannot set EthDst");
         refused(set(Field::L4Dst, 0x1_0000, 0x1_ffff), "more than 2 bytes");
         refused(set(Field::L4Dst, 3, 1), "outside the mask");

@@ -64,6 +64,8 @@ pub(crate) mod action {
     pub(crate) const TRAP: u8 = 7;
     pub(crate) const SET_METADATA: u8 = 8;
     pub(crate) const GOTO: u8 = 9;
+    pub(crate) const VXLAN_ENCAP: u8 = 10;
+    pub(crate) const VXLAN_DECAP: u8 = 11;
 }
 
 macro_rules! wire {
