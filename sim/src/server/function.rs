@@ -174,7 +174,7 @@ impl<D: DeviceModel> Function<D> {
             return Err(Errno::EINVAL);
         }
         self.introduced = true;
-        let mut reply = Reply::of(&Version { major: MAJOR, minor: MINOR.min(asked.minor) });
+        let mut reply = Reply::of(&Version { major: MAJOR, minor: MINOR });
         reply.body.extend_from_slice(&Capabilities::ours().to_bytes());
         Ok(reply)
     }

@@ -2,7 +2,9 @@
 
 use crate::Wire;
 use flowlift_port::capture::Resolution;
-use flowlift_port::{CaptureReader, DatagramPort, Frame, FrameSink, FrameSource, PcapWriter, PortError};
+use flowlift_port::{
+    CaptureReader, DatagramPort, Frame, FrameSink, FrameSource, PacketPort, PcapWriter, PortError, TapPort,
+};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::BufWriter;
@@ -92,6 +94,8 @@ impl FromStr for WireSpec {
 
 /// An opened other end.
 enum End {
+    Tap(TapPort),
+    Packet(PacketPort),
     Unix(DatagramPort),
     Pcap(Box<CaptureReader<File>>, Option<Box<PcapWriter<BufWriter<File>>>>),
 }
@@ -99,9 +103,8 @@ enum End {
 impl End {
     fn open(kind: &WireKind) -> Result<Self, PortError> {
         Ok(match kind {
-            WireKind::Tap(_) | WireKind::Packet(_) => {
-                return Err(PortError::Io(std::io::ErrorKind::Unsupported.into()));
-            }
+            WireKind::Tap(name) => Self::Tap(TapPort::open(name)?),
+            WireKind::Packet(name) => Self::Packet(PacketPort::open(name)?),
             WireKind::Unix(local, peer) => Self::Unix(DatagramPort::bind(local, peer.as_deref())?),
             WireKind::Pcap(input, output) => {
                 let create = |p: &PathBuf| PcapWriter::create(p, Resolution::Nano).map(Box::new);
@@ -112,6 +115,8 @@ impl End {
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
+            Self::Tap(p) => Some(p.as_fd()),
+            Self::Packet(p) => Some(p.as_fd()),
             Self::Unix(p) => Some(p.as_fd()),
             Self::Pcap(..) => None,
         }
@@ -119,6 +124,8 @@ impl End {
 
     fn receive(&mut self) -> Result<Option<Frame<'_>>, PortError> {
         match self {
+            Self::Tap(p) => p.receive(),
+            Self::Packet(p) => p.receive(),
             Self::Unix(p) => p.receive(),
             Self::Pcap(reader, _) => reader.receive(),
         }
@@ -126,6 +133,8 @@ impl End {
 
     fn send(&mut self, frame: &[u8]) -> Result<(), PortError> {
         match self {
+            Self::Tap(p) => p.send(Frame::new(frame)),
+            Self::Packet(p) => p.send(Frame::new(frame)),
             Self::Unix(p) => p.send(Frame::new(frame)),
             Self::Pcap(_, Some(writer)) => {
                 let now =

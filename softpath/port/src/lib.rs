@@ -1,7 +1,7 @@
 //! Packets in and out of the host.
 //!
-//! A port is a [`FrameSource`], a [`FrameSink`] or both. What there is: capture files ([`capture`]) and wires in memory
-//! ([`memory`]). The crate knows Ethernet frames as bytes and nothing of what is in them.
+//! A port is a [`FrameSource`], a [`FrameSink`] or both. What there is: capture files ([`capture`]), wires in memory
+//! ([`memory`]) and of Unix datagrams ([`datagram`]), TAP devices ([`tap`]), and network devices of the host ([`packet`]). The crate knows Ethernet frames as bytes and nothing of what is in them.
 //!
 //! Frames are lent, not boxed: a source lends a slice of its own buffer until the next call, so that a million packets
 //! cost no allocation each.
@@ -9,12 +9,16 @@
 pub mod capture;
 pub mod datagram;
 pub mod memory;
+pub mod packet;
+pub mod tap;
 
 use thiserror::Error;
 
 pub use capture::{CaptureError, CaptureFile, CaptureReader, PcapWriter};
 pub use datagram::DatagramPort;
 pub use memory::MemoryPort;
+pub use packet::PacketPort;
+pub use tap::TapPort;
 
 /// The longest frame that any port takes or gives, in bytes: what capture programs use as the largest snapshot length.
 pub const MAX_FRAME: usize = 262_144;
