@@ -84,6 +84,46 @@ fn r15_no_mask_is_exact() {
     assert_eq!(send(&mut w, &[udp(2, 6)], 1, 0).ports(), []);
 }
 
+/// A user who narrows every flow to the packet at hand has more set-ups, and the same forwarding.
+#[test]
+fn r17_narrower_flows_cost_set_ups_and_change_nothing_else() {
+    let frames: Vec<_> = (0..20).map(|n| udp(n % 4, n % 5)).collect();
+    let forward = |fields: u32| {
+        let mut dp = datapath();
+        let mut w = dp.worker();
+        let mut outputs = Vec::new();
+        for f in &frames {
+            let sink = send(&mut w, std::slice::from_ref(f), 1, 0);
+            let sink = match &sink.events[..] {
+                [Event::Miss(key, _)] => {
+                    dp.put(&flow(key, mask(fields), vec![Action::Output(PortNo(9))])).unwrap();
+                    send(&mut w, std::slice::from_ref(f), 1, 0)
+                }
+                _ => sink,
+            };
+            outputs.push(sink.events);
+        }
+        (outputs, dp.counters().misses)
+    };
+    let (wide, few) = forward(1);
+    let (narrow, many) = forward(1 | 1 << 4 | 1 << 2);
+    assert_eq!(wide, narrow);
+    assert_eq!((few, many), (1, 20), "20 frames differ in destination addresses");
+}
+
+#[test]
+fn r19_the_mask_is_read_back_as_installed() {
+    let mut dp = datapath();
+    let k = key(&udp(2, 5), &metadata(1));
+    for fields in [0, 1, 1 << 3, 0x3ff] {
+        let id = dp.put(&flow(&k, mask(fields), vec![])).unwrap().id;
+        assert_eq!(dp.flow(id).unwrap().matching.mask, mask(fields), "fields {fields:#b}");
+    }
+    // R15: no mask at all is an exact one, and is told as such.
+    let id = dp.put(&flow(&k, flowlift_flow::Mask::exact(), vec![])).unwrap().id;
+    assert_eq!(dp.flow(id).unwrap().matching.mask, flowlift_flow::Mask::exact());
+}
+
 #[test]
 fn r20_the_match_is_kept_as_installed() {
     let mut dp = datapath();
