@@ -72,6 +72,11 @@ impl Ledger {
         self
     }
 
+    /// True if captures are written, in which every frame has its own time.
+    pub fn has_captures(&self) -> bool {
+        self.captures.is_some()
+    }
+
     /// Records a frame that left at `now_ns`.
     pub fn record(&mut self, outlet: Outlet, frame: &[u8], now_ns: u64) {
         let count = self.frames.entry(outlet).or_default();

@@ -6,9 +6,12 @@ use flowlift_flow::Flow;
 use flowlift_flow::text::{ActionsText, MatchText, PortNames, PrintOptions};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::io::Write;
 
 /// Reasons that a person is shown before "and so on".
 const REASONS_SHOWN: usize = 12;
+/// Longest reason that is printed in one line, so that it fits 120 columns.
+const REASON_WIDTH: usize = 108;
 
 /// One flow.
 #[derive(Debug, Clone, Serialize)]
@@ -105,12 +108,20 @@ impl Reasons {
     }
 }
 
-/// Prints the most frequent reasons.
-pub fn print_reasons(reasons: &[ReasonCount]) {
+/// Prints the most frequent reasons, in lines of a terminal's width where the words allow it.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn print_reasons(out: &mut impl Write, reasons: &[ReasonCount]) -> anyhow::Result<()> {
     for reason in reasons.iter().take(REASONS_SHOWN) {
-        println!("  {:>7}  {}", reason.flows, reason.reason);
+        // What a flow lacks, then what would lift it.
+        match reason.reason.split_once("; ").filter(|_| reason.reason.len() > REASON_WIDTH) {
+            Some((lack, lift)) => writeln!(out, "  {:>7}  {lack};\n{:11}{lift}", reason.flows, "")?,
+            None => writeln!(out, "  {:>7}  {}", reason.flows, reason.reason)?,
+        }
     }
     if let Some(rest) = reasons.len().checked_sub(REASONS_SHOWN).filter(|rest| *rest > 0) {
-        println!("           and {rest} more reasons (--json has all)");
+        writeln!(out, "{:11}and {rest} more reasons (--json has all)", "")?;
     }
+    Ok(())
 }

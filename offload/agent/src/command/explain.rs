@@ -12,6 +12,7 @@ use flowlift_offload::pipeline::Pipeline;
 use flowlift_offload::raise::Codec;
 use flowlift_sim::FaultPlan;
 use serde::Serialize;
+use std::io::Write;
 
 /// What a NIC of this profile would do with the flows.
 #[derive(Debug, Serialize)]
@@ -60,7 +61,7 @@ pub fn run(args: &ExplainArgs) -> Result<Outcome> {
     if args.json {
         print_json(&explained)?;
     } else {
-        print_text(&explained);
+        super::print_text(|out| print_text(out, &explained))?;
     }
     let enough = args.require.is_none_or(|require| explained.percent >= require);
     Ok(if enough { Outcome::Good } else { Outcome::Bad })
@@ -113,25 +114,26 @@ fn explain_flows(input: &mut Flows, setup: crate::engine::NicSetup) -> Result<Ex
     })
 }
 
-fn print_text(explained: &Explained) {
+fn print_text(out: &mut impl Write, explained: &Explained) -> Result<()> {
     for flow in &explained.flow_table {
-        println!("{:>7}  {:<8}  {}", format!("line {}", flow.line), flow.state, flow.flow);
+        writeln!(out, "{:>7}  {:<8}  {}", format!("line {}", flow.line), flow.state, flow.flow)?;
         if let Some(reason) = &flow.reason {
-            println!("{:19}  why: {reason}", "");
+            writeln!(out, "{:19}  why: {reason}", "")?;
         }
     }
     for refused in &explained.refused {
-        println!("{:>7}  refused   {}", format!("line {}", refused.line), refused.reason);
+        writeln!(out, "{:>7}  refused   {}", format!("line {}", refused.line), refused.reason)?;
     }
-    println!();
+    writeln!(out)?;
     for table in &explained.tables {
         let masks = table.max_masks.map_or(String::new(), |max| format!(", {} of {max} masks", table.masks));
-        println!("table {}: {} of {} entries{masks}", table.table, table.entries, table.max_entries);
+        writeln!(out, "table {}: {} of {} entries{masks}", table.table, table.entries, table.max_entries)?;
     }
     let flows = &explained.flows;
-    println!(
+    writeln!(
+        out,
         "{} flows: {} offloadable, {} stay in software, {} refused: {:.1} %",
         flows.total, flows.hardware, flows.software, flows.refused, explained.percent
-    );
-    report::print_reasons(&explained.reasons);
+    )?;
+    report::print_reasons(out, &explained.reasons)
 }

@@ -9,7 +9,8 @@ use flowlift_driver::nic::{
 };
 use flowlift_sim::FaultPlan;
 use serde_json::{Value, json};
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 /// Every action that a capability record can name.
 const ACTIONS: [(ActionKind, &str); 12] = [
@@ -37,7 +38,7 @@ pub fn show(args: &NicShowArgs) -> Result<Outcome> {
     if args.json {
         print_json(&to_json(caps))?;
     } else {
-        print!("{}", to_text(caps));
+        super::print_text(|out| Ok(out.write_all(to_text(caps).as_bytes())?))?;
     }
     Ok(Outcome::Good)
 }

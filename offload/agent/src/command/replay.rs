@@ -16,6 +16,7 @@ use flowlift_offload::planner::State;
 use flowlift_softpath::{Config, Datapath, FlowId};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::time::Instant;
 
 /// Packets handed to a run at once.
@@ -171,7 +172,7 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
     if args.json {
         print_json(&report)?;
     } else {
-        print_text(&report);
+        super::print_text(|out| print_text(out, &report))?;
     }
     if let Some(damage) = &report.damage {
         eprintln!("flowlift: {damage}; the {} packets before it were replayed", report.packets.total);
@@ -186,8 +187,16 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
 /// # Errors
 /// Input that cannot be used at all.
 pub fn replay(args: &ReplayArgs) -> Result<Report> {
-    if args.flows.flows.is_some() != args.pcap.is_some() {
-        bail!("--flows and --pcap go together: the bundled flows and packets belong to each other");
+    match (&args.flows.flows, &args.pcap) {
+        (Some(flows), None) => bail!(
+            "--flows {0} has no packets to replay: name a capture by --pcap FILE, or see what a NIC would take by `flowlift explain --flows {0}`",
+            flows.display()
+        ),
+        (None, Some(pcap)) => bail!(
+            "--pcap {} has no flows: name a dump by --flows FILE (`ovs-appctl dpctl/dump-flows` prints one)",
+            pcap.display()
+        ),
+        _ => {}
     }
     let faults = open::faults(args.faults.as_deref())?;
     let progress = Progress::new(!args.json);
@@ -212,7 +221,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Report> {
     }
     let ids: Vec<FlowId> = input.loaded.flows.iter().map(|flow| flow.id).collect();
     let datapath = std::mem::replace(&mut input.datapath, Datapath::new(Config::default()));
-    let mut no_nic = args.no_nic.then(|| "no NIC was asked for (--no-nic)".to_owned());
+    let no_nic = args.no_nic.then(|| "no NIC was asked for (--no-nic)".to_owned());
     let mut main = if no_nic.is_some() {
         Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger)))
     } else {
@@ -353,7 +362,11 @@ fn flow_line(flow: usize, input: &Flows, main: &mut Main, no_nic: Option<&str>) 
     let names = input.names();
     Some(match main.nic() {
         None => {
-            FlowLine { software: Some(software), ..FlowLine::new(line, &installed, "software", None, names) }
+            let reason = no_nic.map(str::to_owned);
+            FlowLine {
+                software: Some(software),
+                ..FlowLine::new(line, &installed, "software", reason, names)
+            }
         }
         Some(nic) => {
             let (state, reason) = nic.state(flow);
@@ -395,78 +408,88 @@ fn nic_report(nic: &NicRun, seed: u64) -> NicReport {
     }
 }
 
-fn print_text(report: &Report) {
-    println!("{:>9} {:>12}  {:<9} flow", "packets", "bytes", "state");
+fn print_text(out: &mut impl Write, report: &Report) -> Result<()> {
+    writeln!(out, "{:>9} {:>12}  {:<9} flow", "packets", "bytes", "state")?;
     let mut table: Vec<&FlowLine> = report.flow_table.iter().collect();
     table.sort_by_key(|flow| std::cmp::Reverse(flow.totals().packets));
     for flow in table {
         let totals = flow.totals();
-        println!(
+        writeln!(
+            out,
             "{:>9} {:>12}  {:<9} {}, actions:{}",
             totals.packets, totals.bytes, flow.state, flow.flow, flow.actions
-        );
+        )?;
         if let Some(reason) = &flow.reason
             && report.nic.is_some()
         {
-            println!("{:>33} why: {reason}", "");
+            writeln!(out, "{:>33} why: {reason}", "")?;
         }
     }
     let loaded = report.flows.hardware + report.flows.software;
     if let Some(rest) = loaded.checked_sub(FLOWS_SHOWN as u64).filter(|rest| *rest > 0) {
-        println!("{:>9} more flows (--json has all)", rest);
+        writeln!(out, "{:>9} more flows (--json has all)", rest)?;
     }
     for refused in report.refused.iter().take(FLOWS_SHOWN) {
-        println!("{:>23}  refused   line {}: {}", "", refused.line, refused.reason);
+        writeln!(out, "{:>23}  refused   line {}: {}", "", refused.line, refused.reason)?;
     }
-    println!();
+    writeln!(out)?;
     if let Some(nic) = &report.nic {
-        println!(
+        writeln!(
+            out,
             "NIC      {} {}: {}, {} resets, {} violations",
             nic.device, nic.model, nic.state, nic.resets, nic.violations
-        );
+        )?;
         if !nic.faults.is_empty() {
             let faults: Vec<String> = nic.faults.iter().map(|(name, n)| format!("{name} {n}")).collect();
-            println!("faults   {} (seed {})", faults.join(", "), nic.seed);
+            writeln!(out, "faults   {} (seed {})", faults.join(", "), nic.seed)?;
         }
     }
     if let Some(why) = &report.no_nic {
-        println!("NIC      none: {why}");
+        writeln!(out, "NIC      none: {why}")?;
     }
     let flows = &report.flows;
-    println!(
+    writeln!(
+        out,
         "flows    {} in all: {} in hardware, {} in software, {} refused",
         flows.total, flows.hardware, flows.software, flows.refused
-    );
+    )?;
     if report.nic.is_some() {
-        report::print_reasons(&report.reasons);
+        report::print_reasons(out, &report.reasons)?;
     }
     let packets = &report.packets;
-    println!(
+    writeln!(
+        out,
         "packets  {} in all: {} by hardware, {} by software, {} missed",
         packets.total, packets.hardware, packets.software, packets.missed
-    );
+    )?;
     for output in &report.outputs {
-        println!("  to {:<16} {:>9} packets {:>12} bytes", output.to, output.packets, output.bytes);
+        writeln!(out, "  to {:<16} {:>9} packets {:>12} bytes", output.to, output.packets, output.bytes)?;
     }
     let speed = &report.speed;
-    let offload = speed.offload_seconds.map_or(String::new(), |seconds| {
-        format!(", offloaded in {seconds:.2} s ({:.0} flows/s)", loaded as f64 / seconds)
-    });
-    println!(
-        "speed    flows loaded in {:.2} s ({:.0}/s){offload}; packets replayed in {:.2} s ({:.0}/s, {:.0} Mbit/s)",
-        speed.load_seconds,
-        speed.flows_per_second,
-        speed.replay_seconds,
-        speed.packets_per_second,
-        speed.megabits_per_second
-    );
+    writeln!(
+        out,
+        "speed    flows loaded in {:.2} s ({:.0} flows/s)",
+        speed.load_seconds, speed.flows_per_second
+    )?;
+    if let Some(seconds) = speed.offload_seconds {
+        writeln!(out, "         offloaded in {seconds:.2} s ({:.0} flows/s)", loaded as f64 / seconds)?;
+    }
+    writeln!(
+        out,
+        "         packets replayed in {:.2} s ({:.0} packets/s, {:.0} Mbit/s)",
+        speed.replay_seconds, speed.packets_per_second, speed.megabits_per_second
+    )?;
     if let Some(check) = &report.check {
-        println!(
+        writeln!(
+            out,
             "check    {} packets against the linear reference ({}): {} differences",
             check.packets,
             check.compared.join(", "),
             check.differences
-        );
-        check.details.iter().for_each(|detail| println!("  {detail}"));
+        )?;
+        for detail in &check.details {
+            writeln!(out, "  {detail}")?;
+        }
     }
+    Ok(())
 }

@@ -33,7 +33,13 @@ impl SoftRun {
 impl Run for SoftRun {
     fn arrive(&mut self, arrivals: &[Arrival<'_>]) -> Result<()> {
         for arrival in arrivals {
-            if self.batch.is_full() {
+            // A batch is one moment to flows and captures.
+            let moment = if self.out.ledger.has_captures() {
+                arrival.now_ns == self.out.now_ns
+            } else {
+                to_ms(arrival.now_ns) == to_ms(self.out.now_ns)
+            };
+            if self.batch.is_full() || (!moment && !self.batch.is_empty()) {
                 self.flush();
             }
             self.total += 1;
