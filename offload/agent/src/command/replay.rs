@@ -221,18 +221,26 @@ pub fn replay(args: &ReplayArgs) -> Result<Report> {
     }
     let ids: Vec<FlowId> = input.loaded.flows.iter().map(|flow| flow.id).collect();
     let datapath = std::mem::replace(&mut input.datapath, Datapath::new(Config::default()));
-    let no_nic = args.no_nic.then(|| "no NIC was asked for (--no-nic)".to_owned());
+    let mut no_nic = args.no_nic.then(|| "no NIC was asked for (--no-nic)".to_owned());
     let mut main = if no_nic.is_some() {
         Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger)))
     } else {
         let arrival_ports: Vec<PortNo> = packets.ports().into_iter().collect();
         let ports = input::nic_ports(&input, &arrival_ports);
-        let setup = open::open(open::profile(args.profile), args.seed, faults, &ports, packets.start_ns())?;
-        progress.start("offloading flows", Some(ids.len() as u64));
-        let start = Instant::now();
-        let run = NicRun::new(setup, datapath, ids, args.seed, ledger, |done| progress.at(done))?;
-        speed.offload_seconds = Some(start.elapsed().as_secs_f64());
-        Main::Nic(Box::new(run))
+        match open::open(open::profile(args.profile), args.seed, faults, &ports, packets.start_ns()) {
+            Ok(setup) => {
+                progress.start("offloading flows", Some(ids.len() as u64));
+                let start = Instant::now();
+                let run = NicRun::new(setup, datapath, ids, args.seed, ledger, |done| progress.at(done))?;
+                speed.offload_seconds = Some(start.elapsed().as_secs_f64());
+                Main::Nic(Box::new(run))
+            }
+            // A dead NIC loses nothing: the softpath has every flow.
+            Err(error) => {
+                no_nic = Some(format!("{error:#}"));
+                Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger)))
+            }
+        }
     };
     speed.replay_seconds = drive(main.run(), &packets, &progress, "replaying packets")?;
     speed.packets_per_second = packets.len() as f64 / speed.replay_seconds;
