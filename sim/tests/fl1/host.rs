@@ -428,9 +428,7 @@ pub(crate) enum Keys {
     Tiny,
     Hash4,
     Full,
-    /// HASH-4 of a stage behind one that unwraps tunnels.
-    Hash4Tunnel,
-    /// TCAM of such a stage.
+    /// TCAM of a stage behind one that unwraps tunnels.
     FullTunnel,
 }
 
@@ -439,7 +437,6 @@ pub(crate) fn blobs(keys: Keys, fields: &[(u16, &[u8], &[u8])]) -> (Vec<u8>, Vec
     let has = |id: u16| match keys {
         Keys::Tiny => [1, 3, 4, 5, 6, 7, 10, 11, 13, 14, 15, 16].contains(&id),
         Keys::Hash4 => (1..=14).contains(&id) || (18..=20).contains(&id),
-        Keys::Hash4Tunnel => (1..=14).contains(&id) || (18..=20).contains(&id) || id >= 26,
         Keys::Full => id <= 25,
         Keys::FullTunnel => true,
     };
