@@ -1,4 +1,5 @@
-//! What can go wrong with a function, each with what to do about it.
+//! What can go wrong with a function, each with what to do about it. Messages are whole: the system's answer is part of
+//! them, and not a source of its own.
 
 use super::PciAddress;
 use std::io;
@@ -18,12 +19,12 @@ pub enum BindError {
     #[error("there is no user '{0}'")]
     NoUser(String),
     /// Root's rights are missing.
-    #[error("{what} needs root: {source}")]
+    #[error("{what} needs root: {error}")]
     NeedsRoot {
         /// What was attempted.
         what: String,
         /// The system's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// No IOMMU in front of the function.
     #[error(
@@ -97,32 +98,32 @@ pub enum BindError {
         text: String,
     },
     /// Configuration space that cannot be.
-    #[error("configuration space of {address}: {source}")]
+    #[error("configuration space of {address}: {error}")]
     Config {
         /// The function.
         address: PciAddress,
         /// What is wrong.
-        source: io::Error,
+        error: io::Error,
     },
     /// The system refused something.
-    #[error("{what}: {source}")]
+    #[error("{what}: {error}")]
     Io {
         /// What was attempted.
         what: String,
         /// The system's answer.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
 impl BindError {
     /// An error of the system, told apart by whether root would have been let through.
-    pub(super) fn io(what: impl Into<String>, source: io::Error) -> Self {
+    pub(super) fn io(what: impl Into<String>, error: io::Error) -> Self {
         let what = what.into();
-        match source.kind() {
+        match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                Self::NeedsRoot { what, source }
+                Self::NeedsRoot { what, error }
             }
-            _ => Self::Io { what, source },
+            _ => Self::Io { what, error },
         }
     }
 }

@@ -151,7 +151,7 @@ impl Host {
         let bytes =
             std::fs::read(&path).map_err(|e| BindError::io(format!("reading {}", path.display()), e))?;
         let bars = bars(&text(&folder.join("resource"))?);
-        describe(&bytes, bars).map_err(|source| BindError::Config { address, source })
+        describe(&bytes, bars).map_err(|error| BindError::Config { address, error })
     }
 }
 

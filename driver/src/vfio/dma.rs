@@ -1,9 +1,10 @@
-//! DMA memory behind a type1 IOMMU: mapped by its address in this process, for the direction that was asked for.
+//! DMA memory: mapped by its address in this process, for the direction that was asked for.
 
 use super::info::IommuInfo;
-use super::{Device, ioctl};
+use super::{Device, Iommu, ioctl};
 use flowlift_bus::{BusError, DmaDirection, DmaDomain, DmaMem, IovaRange, Mapping, MappingGuard};
 use nix::errno::Errno;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vfio_bindings::bindings::vfio as sys;
@@ -45,22 +46,48 @@ impl MappingGuard for Guard {
             // Where this fails the function is gone, or the IOMMU blocks what it does.
             let _ = self.device.clear_bus_master();
         }
-        self.device
-            .container
-            .vfio_dma_unmap(self.iova, mem.len())
-            .map_err(super::failed("unmapping DMA memory"))
+        match &self.device.iommu {
+            Iommu::Type1 { container, .. } => {
+                container.vfio_dma_unmap(self.iova, mem.len()).map_err(super::failed("unmapping DMA memory"))
+            }
+            Iommu::Iommufd(space) => space.unmap(self.iova, mem.len() as u64),
+        }
     }
 }
 
 /// Why the kernel refused a mapping, for a person.
-fn why(e: Errno) -> String {
-    match e {
-        Errno::EEXIST => "it overlaps another mapping".into(),
-        Errno::ENOSPC => "no mapping left".into(),
-        Errno::ENOMEM => format!("{e}: the limit of locked memory (ulimit -l) may be too low"),
-        Errno::EINVAL => format!("{e}: not whole pages, or outside the IOVA ranges"),
-        e => e.to_string(),
+fn why(e: &io::Error) -> String {
+    match e.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EEXIST) => "it overlaps another mapping".into(),
+        Some(Errno::ENOSPC) => "no mapping left".into(),
+        Some(Errno::ENOMEM) => format!("{e}: the limit of locked memory (ulimit -l) may be too low"),
+        Some(Errno::EINVAL) => format!("{e}: not whole pages, or outside the IOVA ranges"),
+        _ => e.to_string(),
     }
+}
+
+/// Maps memory by a type1 container.
+fn map_type1(
+    container: &vfio_ioctls::VfioContainer,
+    mem: &DmaMem,
+    iova: u64,
+    direction: DmaDirection,
+) -> io::Result<()> {
+    let mut map = sys::vfio_iommu_type1_dma_map {
+        argsz: size_of::<sys::vfio_iommu_type1_dma_map>() as u32,
+        flags: match direction {
+            DmaDirection::ToDevice => sys::VFIO_DMA_MAP_FLAG_READ,
+            DmaDirection::FromDevice => sys::VFIO_DMA_MAP_FLAG_WRITE,
+            DmaDirection::Bidirectional => sys::VFIO_DMA_MAP_FLAG_READ | sys::VFIO_DMA_MAP_FLAG_WRITE,
+        },
+        vaddr: mem.as_ptr().addr() as u64,
+        iova,
+        size: mem.len() as u64,
+    };
+    // SAFETY: the range is all of `mem`, which the mapping's guard keeps until it is unmapped, and which is only
+    // accessed by volatile and atomic operations. Should unmapping fail, the kernel goes on holding the pages, so the
+    // device cannot reach memory that has another use.
+    unsafe { ioctl::call(container, &mut map) }
 }
 
 impl DmaDomain for Container {
@@ -77,25 +104,11 @@ impl DmaDomain for Container {
     }
 
     fn map(&self, mem: Arc<DmaMem>, iova: u64, direction: DmaDirection) -> Result<Mapping, BusError> {
-        let map = sys::vfio_iommu_type1_dma_map {
-            argsz: size_of::<sys::vfio_iommu_type1_dma_map>() as u32,
-            flags: match direction {
-                DmaDirection::ToDevice => sys::VFIO_DMA_MAP_FLAG_READ,
-                DmaDirection::FromDevice => sys::VFIO_DMA_MAP_FLAG_WRITE,
-                DmaDirection::Bidirectional => sys::VFIO_DMA_MAP_FLAG_READ | sys::VFIO_DMA_MAP_FLAG_WRITE,
-            },
-            vaddr: mem.as_ptr().addr() as u64,
-            iova,
-            size: mem.len() as u64,
+        let mapped = match &self.device.iommu {
+            Iommu::Type1 { container, .. } => map_type1(container, &mem, iova, direction),
+            Iommu::Iommufd(space) => space.map(&mem, iova, direction),
         };
-        // SAFETY: the range is all of `mem`, which the guard keeps mapped until it is unmapped, and `DmaMem` is only
-        // accessed by volatile and atomic operations. Should unmapping fail, the kernel goes on holding the pages, so
-        // the device cannot reach memory that has another use.
-        unsafe { ioctl::map_dma(&*self.device.container, &map) }.map_err(|e| BusError::Map {
-            iova,
-            len: map.size,
-            why: why(e),
-        })?;
+        mapped.map_err(|e| BusError::Map { iova, len: mem.len() as u64, why: why(&e) })?;
         self.mappings.fetch_add(1, Ordering::Relaxed);
         let guard = Guard {
             device: self.device.clone(),

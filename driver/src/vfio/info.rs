@@ -1,6 +1,7 @@
 //! What the IOMMU behind a container takes: addresses, page sizes, number of mappings.
 
 use super::ioctl;
+use super::iommufd::AddressSpace;
 use super::region::{capability, long, word};
 use flowlift_bus::{BusError, IovaRange};
 use vfio_bindings::bindings::vfio as sys;
@@ -33,6 +34,14 @@ pub(super) fn query(container: &VfioContainer) -> Result<IommuInfo, BusError> {
     let bytes = ioctl::with_tail(container, ioctl::IOMMU_GET_INFO, &head)
         .map_err(|e| BusError::Io { what: "asking about the IOMMU", source: e.into() })?;
     Ok(parse(&bytes))
+}
+
+/// Asks an address space of iommufd, which has no limit of its own on mappings.
+pub(super) fn query_iommufd(space: &AddressSpace) -> Result<IommuInfo, BusError> {
+    let (ranges, alignment) =
+        space.ranges().map_err(|source| BusError::Io { what: "asking about the IOMMU", source })?;
+    // Mappings need this alignment at least; larger pages are the kernel's own choice.
+    Ok(IommuInfo { ranges, page_sizes: alignment.max(1).next_power_of_two(), max_mappings: DEFAULT_LIMIT })
 }
 
 /// Takes an answer apart: size, flags (u32 each), page sizes (u64), offset of the first capability (u32).

@@ -5,6 +5,7 @@
 
 use nix::errno::Errno;
 use nix::libc;
+use std::io;
 use std::os::fd::AsRawFd;
 use vfio_bindings::bindings::vfio as sys;
 
@@ -13,8 +14,6 @@ const fn request(n: u32) -> libc::c_ulong {
     ((sys::VFIO_TYPE as libc::c_ulong) << 8) | (sys::VFIO_BASE + n) as libc::c_ulong
 }
 
-/// VFIO_DEVICE_GET_INFO.
-pub(super) const DEVICE_GET_INFO: libc::c_ulong = request(7);
 /// VFIO_DEVICE_GET_REGION_INFO.
 pub(super) const DEVICE_GET_REGION_INFO: libc::c_ulong = request(8);
 /// VFIO_DEVICE_SET_IRQS.
@@ -23,8 +22,39 @@ pub(super) const DEVICE_SET_IRQS: libc::c_ulong = request(10);
 pub(super) const DEVICE_RESET: libc::c_ulong = request(11);
 /// VFIO_IOMMU_GET_INFO.
 pub(super) const IOMMU_GET_INFO: libc::c_ulong = request(12);
-/// VFIO_IOMMU_MAP_DMA.
-pub(super) const IOMMU_MAP_DMA: libc::c_ulong = request(13);
+
+/// A structure that a call takes.
+///
+/// # Safety
+/// `REQUEST` is the kernel's call that takes this structure, and the kernel reads and writes no more than the structure,
+/// beyond what addresses in it point to.
+pub(super) unsafe trait Call {
+    /// Number of the call.
+    const REQUEST: libc::c_ulong;
+}
+
+/// Makes a call.
+///
+/// # Safety
+/// Addresses in the structure point to what the call says they do.
+pub(super) unsafe fn call<C: Call>(file: &impl AsRawFd, argument: &mut C) -> io::Result<()> {
+    // SAFETY: the structure is the one that the call takes, by `Call`; its addresses are the caller's to answer for.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), C::REQUEST, std::ptr::from_mut(argument)) })?;
+    Ok(())
+}
+
+// SAFETY: `vfio_device_info` begins with its size; it holds no addresses.
+unsafe impl Call for sys::vfio_device_info {
+    const REQUEST: libc::c_ulong = request(7);
+}
+// SAFETY: as above, for `vfio_irq_info`.
+unsafe impl Call for sys::vfio_irq_info {
+    const REQUEST: libc::c_ulong = request(9);
+}
+// SAFETY: as above; the memory that it names is the caller's to answer for.
+unsafe impl Call for sys::vfio_iommu_type1_dma_map {
+    const REQUEST: libc::c_ulong = request(13);
+}
 
 /// Largest answer that is taken: an IOMMU with many holes has a range for each.
 const LARGEST: usize = 1 << 16;
@@ -62,11 +92,20 @@ pub(super) fn with_tail(file: &impl AsRawFd, call: libc::c_ulong, head: &[u8]) -
 }
 
 /// What a device is.
-pub(super) fn device_info(file: &impl AsRawFd) -> nix::Result<sys::vfio_device_info> {
+pub(super) fn device_info(file: &impl AsRawFd) -> io::Result<sys::vfio_device_info> {
     let mut info =
         sys::vfio_device_info { argsz: size_of::<sys::vfio_device_info>() as u32, ..Default::default() };
-    // SAFETY: `info` begins with its own size, and the kernel writes no more than that.
-    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), DEVICE_GET_INFO, &mut info) })?;
+    // SAFETY: no addresses in it.
+    unsafe { call(file, &mut info) }?;
+    Ok(info)
+}
+
+/// What there is of a kind of interrupt.
+pub(super) fn irq_info(file: &impl AsRawFd, index: u32) -> io::Result<sys::vfio_irq_info> {
+    let mut info =
+        sys::vfio_irq_info { argsz: size_of::<sys::vfio_irq_info>() as u32, index, ..Default::default() };
+    // SAFETY: no addresses in it.
+    unsafe { call(file, &mut info) }?;
     Ok(info)
 }
 
@@ -85,16 +124,6 @@ pub(super) fn set_irqs(file: &impl AsRawFd, request: &[u8]) -> nix::Result<()> {
     Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), DEVICE_SET_IRQS, request.as_ptr()) }).map(drop)
 }
 
-/// Maps memory of this process for a container's devices.
-///
-/// # Safety
-/// Until it is unmapped, devices read and write the memory at any time: `vaddr..vaddr + size` must be memory that stays
-/// mapped and is only accessed by volatile or atomic operations.
-pub(super) unsafe fn map_dma(file: &impl AsRawFd, map: &sys::vfio_iommu_type1_dma_map) -> nix::Result<()> {
-    // SAFETY: the kernel reads the structure only; what its addresses mean is the caller's to answer for.
-    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), IOMMU_MAP_DMA, map) }).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,7 +132,13 @@ mod tests {
     #[test]
     fn requests_have_the_numbers_of_the_kernels_header() {
         // _IO(';', 107) and on, as strace prints them.
-        assert_eq!((DEVICE_GET_INFO, DEVICE_RESET, IOMMU_MAP_DMA), (0x3b6b, 0x3b6f, 0x3b71));
+        let structures = (
+            <sys::vfio_device_info as Call>::REQUEST,
+            <sys::vfio_irq_info as Call>::REQUEST,
+            <sys::vfio_iommu_type1_dma_map as Call>::REQUEST,
+        );
+        assert_eq!(structures, (0x3b6b, 0x3b6d, 0x3b71));
+        assert_eq!(DEVICE_RESET, 0x3b6f);
         assert_eq!((DEVICE_GET_REGION_INFO, DEVICE_SET_IRQS, IOMMU_GET_INFO), (0x3b6c, 0x3b6e, 0x3b70));
     }
 

@@ -13,7 +13,16 @@ pub(super) fn index(kind: IrqKind) -> u32 {
     }
 }
 
-/// A `vfio_irq_set`: size, flags, index, first vector, number of vectors (u32 each), then an eventfd for each, -1 for
+/// A request about interrupts.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// The `vfio_irq_set`.
+    pub(super) bytes: Vec<u8>,
+    /// It switches the kind off as a whole.
+    pub(super) off: bool,
+}
+
+/// Builds a `vfio_irq_set`: size, flags, index, first vector, number of vectors (u32 each), then an eventfd for each, -1 for
 /// none.
 ///
 /// When all vectors are to be without one, the kind is switched off as a whole (number 0 and no data): the kernel
@@ -26,7 +35,7 @@ pub(super) fn request(
     count: u32,
     start: u32,
     fds: &[Option<BorrowedFd<'_>>],
-) -> Result<Vec<u8>, BusError> {
+) -> Result<Request, BusError> {
     let fits =
         u32::try_from(fds.len()).ok().and_then(|n| n.checked_add(start)).is_some_and(|end| end <= count);
     if !fits {
@@ -48,7 +57,13 @@ pub(super) fn request(
     for fd in &fds[..n] {
         bytes.extend(fd.map_or(-1, |fd| fd.as_raw_fd()).to_ne_bytes());
     }
-    Ok(bytes)
+    Ok(Request { bytes, off })
+}
+
+/// A `vfio_irq_set` that lets the kernel raise one vector itself.
+pub(super) fn trigger(kind: IrqKind, vector: u32) -> Vec<u8> {
+    let flags = sys::VFIO_IRQ_SET_DATA_NONE | sys::VFIO_IRQ_SET_ACTION_TRIGGER;
+    [20, flags, index(kind), vector, 1].iter().flat_map(|word: &u32| word.to_ne_bytes()).collect()
 }
 
 #[cfg(test)]
@@ -65,18 +80,18 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         let fd = file.as_fd();
         let r = request(IrqKind::Msix, 5, 2, &[Some(fd), None, Some(fd)]).unwrap();
-        assert_eq!(words(&r), [32, 0x24, 2, 2, 3, fd.as_raw_fd(), -1, fd.as_raw_fd()]);
+        assert_eq!(words(&r.bytes), [32, 0x24, 2, 2, 3, fd.as_raw_fd(), -1, fd.as_raw_fd()]);
     }
 
     #[test]
     fn taking_all_away_switches_the_kind_off() {
-        assert_eq!(words(&request(IrqKind::Msix, 2, 0, &[None, None]).unwrap()), [20, 0x21, 2, 0, 0]);
+        assert_eq!(words(&request(IrqKind::Msix, 2, 0, &[None, None]).unwrap().bytes), [20, 0x21, 2, 0, 0]);
         assert_eq!(
-            words(&request(IrqKind::Msix, 2, 1, &[None]).unwrap()),
+            words(&request(IrqKind::Msix, 2, 1, &[None]).unwrap().bytes),
             [24, 0x24, 2, 1, 1, -1],
             "one is left"
         );
-        assert_eq!(words(&request(IrqKind::Req, 1, 0, &[None]).unwrap()), [20, 0x21, 4, 0, 0]);
+        assert_eq!(words(&request(IrqKind::Req, 1, 0, &[None]).unwrap().bytes), [20, 0x21, 4, 0, 0]);
     }
 
     #[test]

@@ -5,21 +5,27 @@
 //! until the last of them is gone. Dropping the function clears Bus Master first, whatever is still mapped: a device
 //! that is dying may have DMA in flight. When the process is killed the kernel does the same in that order.
 //!
+//! # Two ways to the IOMMU
+//! Where the kernel has iommufd and the host a node for the device, [`iommufd`] is used; else a type1 container with the
+//! IOMMU group, by vfio-ioctls. Registers, interrupts and reset are the same on both.
+//!
 //! # What vfio-ioctls does here, and what it does not
-//! It opens container and group, checks both and knows the interrupts. The rest goes straight to the kernel, by the
+//! It opens container, group and device, checks them, and unmaps. The rest goes straight to the kernel, by the
 //! structures of vfio-bindings, because there the crate fails silently or not at all:
 //! - its `reset` hides failure ([`Device::reset`]);
 //! - its region accesses only log errors and leave the buffer as it was ([`Device::read`], [`Device::write`]);
 //! - it leaves out regions that it cannot query, so that the next one takes their number ([`region`]);
 //! - it maps no BARs, and always maps memory for both directions ([`bar`], [`dma`]);
 //! - it knows no IOVA ranges, page sizes or limits ([`info`]);
-//! - its `enable_irq` starts at vector 0 and cannot leave one out ([`irq`]);
+//! - its `enable_irq` starts at vector 0 and cannot leave one out, and it leaves out kinds that it cannot query
+//!   ([`irq`]);
 //! - its `Drop` panics when the function leaves sysfs between two of its steps ([`Device`]'s own `Drop`).
 
 mod bar;
 mod dma;
 mod info;
 mod ioctl;
+mod iommufd;
 mod irq;
 mod region;
 
@@ -27,6 +33,7 @@ use crate::bind::{Host, PciAddress, VFIO_PCI};
 use bar::Bar;
 use dma::Container;
 use flowlift_bus::{BarWindow, BusError, DmaDomain, IrqInfo, IrqKind, LifecycleEvents, PciFunction};
+use iommufd::AddressSpace;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use region::Region;
 use std::fs::File;
@@ -34,6 +41,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vfio_bindings::bindings::vfio as sys;
@@ -59,7 +67,7 @@ fn failed(what: &'static str) -> impl Fn(VfioError) -> BusError {
 
 /// An open device with everything that it needs to stay open.
 struct Device {
-    /// The one handle through which the device is reached; a duplicate of the one in `held`.
+    /// The one handle through which the device is reached; a duplicate of the one that vfio-ioctls holds.
     file: File,
     config: Region,
     /// The kernel knows a way to reset it.
@@ -68,8 +76,15 @@ struct Device {
     memory: AtomicBool,
     /// A system call failed as it does on a function only that was pulled out.
     gone: AtomicBool,
-    held: ManuallyDrop<VfioDevice>,
-    container: Arc<VfioContainer>,
+    iommu: Iommu,
+}
+
+/// How the device's IOMMU is reached.
+enum Iommu {
+    /// A container of type1, and the device as vfio-ioctls keeps it.
+    Type1 { held: ManuallyDrop<VfioDevice>, container: Arc<VfioContainer> },
+    /// An address space of iommufd.
+    Iommufd(AddressSpace),
 }
 
 impl Device {
@@ -134,10 +149,22 @@ impl Drop for Device {
         let _ = self.clear_bus_master();
         // The crate closes its handle, then reads the group's number from sysfs, and panics where it is missing. The
         // kernel removes a function only after the last handle is closed: `file`, which outlives this, is one.
-        //
-        // SAFETY: `held` is neither used nor dropped again after this; the fields that remain do not refer to it.
-        unsafe { ManuallyDrop::drop(&mut self.held) };
+        if let Iommu::Type1 { held, .. } = &mut self.iommu {
+            // SAFETY: `held` is neither used nor dropped again after this; what remains does not refer to it.
+            unsafe { ManuallyDrop::drop(held) };
+        }
     }
+}
+
+/// Opens a device through its group, and a container for it.
+fn open_type1(folder: &Path) -> Result<(Iommu, File), BusError> {
+    let container = Arc::new(VfioContainer::new(None).map_err(failed("opening the VFIO container"))?);
+    let held = VfioDevice::new(folder, container.clone(), false).map_err(failed("opening the function"))?;
+    // SAFETY: the descriptor is `held`'s own and open; it is only borrowed to be duplicated.
+    let own = unsafe { BorrowedFd::borrow_raw(held.as_raw_fd()) };
+    let own =
+        own.try_clone_to_owned().map_err(|source| BusError::Io { what: "duplicating a handle", source })?;
+    Ok((Iommu::Type1 { held: ManuallyDrop::new(held), container }, File::from(own)))
 }
 
 /// A PCI function driven through VFIO.
@@ -163,32 +190,37 @@ impl VfioFunction {
         if !bound {
             return Err(BusError::Unsupported("a function that is not bound to vfio-pci"));
         }
-        let container = Arc::new(VfioContainer::new(None).map_err(failed("opening the VFIO container"))?);
-        let held =
-            VfioDevice::new(&path, container.clone(), false).map_err(failed("opening the function"))?;
-        // SAFETY: the descriptor is `held`'s own and open; it is only borrowed to be duplicated.
-        let own = unsafe { BorrowedFd::borrow_raw(held.as_raw_fd()) };
-        let file = own
-            .try_clone_to_owned()
-            .map_err(|source| BusError::Io { what: "duplicating a handle", source })?;
-        let file = File::from(file);
-        let about = ioctl::device_info(&file)
-            .map_err(|e| BusError::Io { what: "asking about the device", source: e.into() })?;
-        let config = region::query(&file, sys::VFIO_PCI_CONFIG_REGION_INDEX)?;
-        let mut bars = [const { Region::absent() }; 6];
-        for (index, bar) in (sys::VFIO_PCI_BAR0_REGION_INDEX..).zip(&mut bars) {
-            *bar = region::query(&file, index)?;
-        }
-        let info = info::query(&container)?;
-        let device = Arc::new(Device {
+        let (iommu, file) = match iommufd::node(&path) {
+            Some(node) => {
+                let opened = AddressSpace::open(&node);
+                let (space, file) =
+                    opened.map_err(|source| BusError::Io { what: "opening the function's node", source })?;
+                (Iommu::Iommufd(space), file)
+            }
+            None => open_type1(&path)?,
+        };
+        // From here on its `Drop` closes everything in the right order.
+        let mut device = Device {
             file,
-            config,
-            can_reset: about.flags & sys::VFIO_DEVICE_FLAGS_RESET != 0,
+            config: Region::absent(),
+            can_reset: false,
             memory: AtomicBool::new(false),
             gone: AtomicBool::new(false),
-            held: ManuallyDrop::new(held),
-            container,
-        });
+            iommu,
+        };
+        let asked = ioctl::device_info(&device.file);
+        let about = asked.map_err(|source| BusError::Io { what: "asking about the device", source })?;
+        device.can_reset = about.flags & sys::VFIO_DEVICE_FLAGS_RESET != 0;
+        device.config = region::query(&device.file, sys::VFIO_PCI_CONFIG_REGION_INDEX)?;
+        let mut bars = [const { Region::absent() }; 6];
+        for (index, bar) in (sys::VFIO_PCI_BAR0_REGION_INDEX..).zip(&mut bars) {
+            *bar = region::query(&device.file, index)?;
+        }
+        let info = match &device.iommu {
+            Iommu::Type1 { container, .. } => info::query(container)?,
+            Iommu::Iommufd(space) => info::query_iommufd(space)?,
+        };
+        let device = Arc::new(device);
         // Whoever had the device before may have left it mastering the bus.
         device.clear_bus_master()?;
         let dma = Arc::new(Container::new(device.clone(), info));
@@ -215,10 +247,8 @@ impl VfioFunction {
     /// # Errors
     /// There is no such vector, or none is assigned.
     pub fn trigger(&self, vector: u32) -> Result<(), BusError> {
-        self.device
-            .held
-            .trigger_irq(sys::VFIO_PCI_MSIX_IRQ_INDEX, vector)
-            .map_err(failed("triggering an interrupt"))
+        ioctl::set_irqs(&self.device.file, &irq::trigger(IrqKind::Msix, vector))
+            .map_err(|e| self.device.failed("triggering an interrupt", e.into()))
     }
 
     /// IOMMU mappings there are now.
@@ -282,11 +312,12 @@ impl PciFunction for VfioFunction {
     }
 
     fn irq_info(&self, kind: IrqKind) -> Result<IrqInfo, BusError> {
-        let info = self.device.held.get_irq_info(irq::index(kind));
-        Ok(info.map_or(IrqInfo { count: 0, eventfd: false }, |i| IrqInfo {
-            count: i.count,
-            eventfd: i.flags & sys::VFIO_IRQ_INFO_EVENTFD != 0,
-        }))
+        match ioctl::irq_info(&self.device.file, irq::index(kind)) {
+            Ok(i) => Ok(IrqInfo { count: i.count, eventfd: i.flags & sys::VFIO_IRQ_INFO_EVENTFD != 0 }),
+            // A kind that the function cannot have: uncorrectable errors on conventional PCI.
+            Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => Ok(IrqInfo { count: 0, eventfd: false }),
+            Err(e) => Err(self.device.failed("asking about interrupts", e)),
+        }
     }
 
     fn set_irqs(&self, kind: IrqKind, start: u32, fds: &[Option<BorrowedFd<'_>>]) -> Result<(), BusError> {
@@ -294,9 +325,12 @@ impl PciFunction for VfioFunction {
             return Ok(());
         }
         let count = self.irq_info(kind)?.count;
-        let bytes = irq::request(kind, count, start, fds)?;
-        ioctl::set_irqs(&self.device.file, &bytes)
-            .map_err(|e| self.device.failed("assigning interrupts", e.into()))
+        let request = irq::request(kind, count, start, fds)?;
+        match ioctl::set_irqs(&self.device.file, &request.bytes) {
+            // The kernel refuses to switch off what is not on.
+            Err(nix::errno::Errno::EINVAL) if request.off => Ok(()),
+            done => done.map_err(|e| self.device.failed("assigning interrupts", e.into())),
+        }
     }
 
     fn lifecycle(&self) -> LifecycleEvents<'_> {
