@@ -157,7 +157,7 @@ fn a_field_that_no_table_has_is_refused_with_the_field_and_the_profile() {
     let refusal = lower(&p, &RecircGraph::new(Stage(0)), &f, Excluded::default()).unwrap_err();
     assert_eq!(
         refusal.to_string(),
-        "field ipv6.src is not a key in table 0 (hash, stage 0); a profile whose stage 0 matches Ipv6Src would lift it"
+        "field ipv6.src is not a key in table 0 (hash, stage 0); a profile whose stage 0 matches ipv6_src would lift it"
     );
 }
 
