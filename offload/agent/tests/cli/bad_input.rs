@@ -90,7 +90,7 @@ fn a_file_that_may_not_be_read_is_refused() {
     let folder = Folder::new();
     let (flows, pcap) = good(&folder);
     for path in [&flows, &pcap] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0)).expect("permissions");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o000)).expect("permissions");
         if std::fs::File::open(path).is_ok() {
             eprintln!("skipped: root reads every file; tests/cli/run tries it as a plain user");
             return;

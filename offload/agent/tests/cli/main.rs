@@ -1,4 +1,8 @@
 //! The `flowlift` program as a user meets it: options, output, exit codes, and what bad input gets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
+
+// A failing helper is a failing test.
+#![allow(clippy::expect_used, clippy::panic)]
 
 mod bad_input;
 mod common;
