@@ -191,7 +191,7 @@ mod tests {
             let e = encode_insert(t, &id, (0, 1), &with(actions.into()), &mut out).unwrap_err();
             assert!(e.contains(part), "{e}, not {part}");
         };
-        refused(&t, &[decap.clone()], "nothing leaves");
+        refused(&t, std::slice::from_ref(&decap), "nothing leaves");
         refused(&t, &[output.clone(), decap.clone()], "nothing leaves");
         refused(&t, &[decap.clone(), output.clone(), NicAction::Trap], "a trap behind");
         refused(&t, &[encap.clone(), NicAction::DecTtl], "a change of headers");
