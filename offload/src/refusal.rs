@@ -187,7 +187,9 @@ impl Refusal {
         match self.cause {
             Cause::Field { name, why } => match why {
                 FieldCause::NotInTable(field) => match self.table {
-                    Some(t) => format!("a profile whose stage {} matches {} would lift it", t.stage.0, field.name()),
+                    Some(t) => {
+                        format!("a profile whose stage {} matches {} would lift it", t.stage.0, field.name())
+                    }
                     None => format!("a profile that matches {} would lift it", field.name()),
                 },
                 FieldCause::MaskNotTaken(_) => format!("an exact match of {name}, or a TCAM, would lift it"),
@@ -213,7 +215,9 @@ impl Refusal {
                     Some(t) => format!("a profile whose stage {} has {name} would lift it", t.stage.0),
                     None => format!("a profile that has {name} would lift it"),
                 },
-                ActionCause::NotSettable(field) => format!("a profile that can set {} would lift it", field.name()),
+                ActionCause::NotSettable(field) => {
+                    format!("a profile that can set {} would lift it", field.name())
+                }
                 ActionCause::NeverSet(field) => format!("leaving {field} out of the mask would lift it"),
                 ActionCause::Needs(field) => format!("an exact match of {field} would lift it"),
                 ActionCause::PortNotOnNic(p) => {
@@ -312,7 +316,9 @@ impl fmt::Display for Cause {
                 match why {
                     ActionCause::Software => write!(f, "is for software only"),
                     ActionCause::NotInTable => write!(f, "is not an action"),
-                    ActionCause::NotSettable(field) => write!(f, "sets {}, which cannot be set", field.name()),
+                    ActionCause::NotSettable(field) => {
+                        write!(f, "sets {}, which cannot be set", field.name())
+                    }
                     ActionCause::NeverSet(field) => write!(f, "sets {field}, which cannot be set"),
                     ActionCause::Needs(field) => write!(f, "needs an exact {field} in the match"),
                     ActionCause::PortNotOnNic(p) => {

@@ -1,4 +1,5 @@
 //! TAP and packet sockets against the kernel, in a network namespace of their own: no root, and the host is not touched.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
 use flowlift_port::{Frame, FrameSink, FrameSource, PacketPort, PortError, TapPort};
 use std::process::Command;

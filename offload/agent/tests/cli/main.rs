@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
 // A failing helper is a failing test.
-#![allow(clippy::expect_used, clippy::panic)]
 
 mod bad_input;
 mod common;
