@@ -212,9 +212,10 @@ impl<D: DeviceModel> Function<D> {
         let area = SparseArea { offset: 0, size };
         info.argsz += (size_of::<SparseMmap>() + size_of::<SparseArea>()) as u32;
         info.flags |= RegionInfo::MMAP | RegionInfo::CAPS;
-        // A client with less room is told how much it needs, and asks again.
+        // A client with less room is told how much it needs, and asks again. The offset is there in any case: QEMU takes
+        // an answer that has capabilities at offset 0 for a broken one.
         let fits = asked.argsz >= info.argsz;
-        info.cap_offset = if fits { size_of::<RegionInfo>() as u32 } else { 0 };
+        info.cap_offset = size_of::<RegionInfo>() as u32;
         let mut reply = Reply::of(&info);
         if fits {
             reply.body.extend_from_slice(sparse.as_bytes());
