@@ -71,6 +71,21 @@ fn unknown_attributes_fields_and_actions_are_named() {
     assert_eq!(action_error("ct(commit,persistent)").kind, field("ct", "persistent"));
 }
 
+/// Found by fuzzing: a field of the other version was read, and lost on the way back to text.
+#[test]
+fn erspan_fields_are_those_of_the_version() {
+    for fields in ["ver=2,idx=7", "ver=2/0,idx=7/8", "ver=1,dir=1", "idx=1,hwid=1", "ver=3,idx=1"] {
+        let text = format!("tunnel(tun_id=0x2,erspan({fields}),flags(key))");
+        let kind = match_error(&text).kind;
+        assert_eq!(kind, ErrorKind::Expected("fields of one ERSPAN version"), "{text}");
+    }
+    for (fields, version) in [("ver=1,idx=7", 1), ("ver=2,dir=1,hwid=3", 2), ("hwid=3", 2), ("idx=7", 1)] {
+        let text = format!("tunnel(tun_id=0x2,erspan({fields}),flags(key))");
+        let (m, _) = parse_match(&text, &NoNames).expect("a match");
+        assert_eq!(m.key.tun_erspan_ver, version, "{text}");
+    }
+}
+
 #[test]
 fn unknown_ports_are_an_error_of_their_own() {
     let names: PortMap = [("p1", PortNo(1)), ("2nd", PortNo(2))].into_iter().collect();

@@ -149,14 +149,12 @@ fn vxlan(c: &mut Cursor<'_>, k: &mut Key, m: &mut Key) -> Result<()> {
 
 fn erspan(c: &mut Cursor<'_>, k: &mut Key, m: &mut Key) -> Result<()> {
     set(k, tun_flags::ERSPAN);
-    let mut version = None;
+    let from = c.pos();
+    // A version that is not matched does not show, but its fields do.
+    let (mut first, mut second) = (false, false);
     c.fields("erspan", |c, name| {
-        // A version that is not matched does not show, but its fields do.
-        version = match name {
-            "idx=" => Some(1),
-            "dir=" | "hwid=" => Some(2),
-            _ => version,
-        };
+        first |= name == "idx=";
+        second |= matches!(name, "dir=" | "hwid=");
         Ok(Some(match name {
             "ver=" => {
                 (k.tun_erspan_ver, m.tun_erspan_ver) = c.masked_u8()?;
@@ -178,8 +176,11 @@ fn erspan(c: &mut Cursor<'_>, k: &mut Key, m: &mut Key) -> Result<()> {
             _ => return Ok(None),
         }))
     })?;
-    if k.tun_erspan_ver == 0 {
-        k.tun_erspan_ver = version.unwrap_or(0);
+    match (k.tun_erspan_ver, first, second) {
+        (_, false, false) | (1, true, false) | (2, false, true) => {}
+        (0, true, false) => k.tun_erspan_ver = 1,
+        (0, false, true) => k.tun_erspan_ver = 2,
+        _ => return Err(c.error_at(from, ErrorKind::Expected("fields of one ERSPAN version"))),
     }
     if m.tun_erspan_ver | m.tun_erspan_dir | m.tun_erspan_hwid != 0 || m.tun_erspan_idx.get() != 0 {
         set(m, tun_flags::ERSPAN);
