@@ -1,7 +1,9 @@
 //! The command line. Only definitions: what each command does is in `command/`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use flowlift_driver::bind::PciAddress;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// An Open vSwitch datapath in user space that lifts flows into NIC hardware.
 #[derive(Debug, Parser)]
@@ -182,9 +184,36 @@ pub struct NicInspectArgs {
     pub json: bool,
 }
 
+/// Where a NIC is: a PCI function bound to vfio-pci, or a vfio-user server such as flowlift-sim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NicArg {
+    /// PCI function.
+    Pci(PciAddress),
+    /// Socket of a vfio-user server.
+    VfioUser(PathBuf),
+}
+
+impl FromStr for NicArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.strip_prefix("vfio-user:") {
+            Some("") => Err("vfio-user: and the path of a socket".into()),
+            Some(path) => Ok(Self::VfioUser(path.into())),
+            None => s
+                .parse()
+                .map(Self::Pci)
+                .map_err(|error| format!("neither vfio-user:SOCKET nor a PCI address: {error}")),
+        }
+    }
+}
+
 /// Arguments of `nic show`.
 #[derive(Debug, Args)]
 pub struct NicShowArgs {
+    /// The NIC: a PCI address as in 0000:03:00.0 (bound to vfio-pci), or vfio-user:SOCKET. [default: a simulated one]
+    #[arg(long, value_name = "NIC", conflicts_with = "profile")]
+    pub nic: Option<NicArg>,
     /// Profile of the simulated NIC.
     #[arg(long, value_enum, default_value = "standard")]
     pub profile: ProfileArg,

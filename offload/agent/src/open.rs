@@ -1,12 +1,15 @@
-//! Opening the simulated NIC through the real driver.
+//! Opening NICs through their drivers: the simulated one in this process, or a PCI function behind VFIO or vfio-user.
 
-use crate::cli::ProfileArg;
+use crate::cli::{NicArg, ProfileArg};
 use crate::engine::NicSetup;
 use anyhow::{Context, Result};
 use flowlift_bus::PciFunction;
+use flowlift_driver::bind::Host;
 use flowlift_driver::fl1::{Fl1, Fl1Config, Platform};
 use flowlift_driver::inproc::{InProc, InProcConfig};
 use flowlift_driver::nic::{Nic, NicError};
+use flowlift_driver::vfio::VfioFunction;
+use flowlift_driver::vfio_user::{VfioUser, VfioUserConfig};
 use flowlift_flow::PortNo;
 use flowlift_offload::ports::PortMap;
 use flowlift_sim::MemoryWire;
@@ -37,6 +40,23 @@ pub fn profile(arg: ProfileArg) -> Profile {
 /// An unknown fault or a rate that is none, with the faults that there are.
 pub fn faults(spec: Option<&str>) -> Result<FaultPlan> {
     spec.map_or(Ok(FaultPlan::default()), |spec| spec.parse().with_context(|| format!("--faults {spec}")))
+}
+
+/// Opens a NIC outside of this process: its tables are emptied.
+///
+/// # Errors
+/// It is not there, not this process's to drive, or no FL1.
+pub fn open_function(nic: &NicArg) -> Result<Fl1> {
+    let function: Arc<dyn PciFunction> = match nic {
+        NicArg::Pci(address) => Arc::new(
+            VfioFunction::open(&Host::default(), *address)
+                .with_context(|| format!("cannot open {address}"))?,
+        ),
+        NicArg::VfioUser(path) => VfioUser::connect(path, VfioUserConfig::default())
+            .with_context(|| format!("cannot open vfio-user:{}", path.display()))?,
+    };
+    let name = function.name().to_owned();
+    Fl1::open(function, Fl1Config::default()).with_context(|| format!("cannot bring {name} up"))
 }
 
 /// Opens a simulated NIC whose ports are the first ones of `ports`, as many as it has; the rest stay the softpath's.

@@ -33,8 +33,11 @@ const ACTIONS: [(ActionKind, &str); 12] = [
 /// # Errors
 /// The driver cannot bring the NIC up.
 pub fn show(args: &NicShowArgs) -> Result<Outcome> {
-    let setup = open::open(open::profile(args.profile), 0, FaultPlan::default(), &[], 0)?;
-    let caps = setup.nic.caps();
+    let nic = match &args.nic {
+        Some(nic) => open::open_function(nic)?,
+        None => open::open(open::profile(args.profile), 0, FaultPlan::default(), &[], 0)?.nic,
+    };
+    let caps = nic.caps();
     if args.json {
         print_json(&to_json(caps))?;
     } else {
