@@ -60,7 +60,7 @@ impl Default for ServerConfig {
 #[non_exhaustive]
 pub enum ServerError {
     /// The socket cannot be made.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Socket {
         /// Its path.
         path: PathBuf,

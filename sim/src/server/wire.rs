@@ -57,7 +57,7 @@ pub enum WireError {
     #[error("p{0} has two wires")]
     Twice(u16),
     /// The other end cannot be opened.
-    #[error("p{port}, {what}: {source}")]
+    #[error("p{port}, {what}")]
     Open {
         /// The port.
         port: u16,
