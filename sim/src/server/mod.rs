@@ -186,7 +186,9 @@ impl Server {
                 self.accept();
             }
             watch_wires &= !woken.wire;
-            nap = (nap * 2).min(LONGEST_NAP);
+            if !spinning {
+                nap = (nap * 2).min(LONGEST_NAP);
+            }
         }
         self.function.irqs().signal_all(irq_kind::REQ);
         self.end_session();
