@@ -3,6 +3,7 @@
 use super::{BindError, Host, PciAddress, VFIO_PCI, hex, link_name, names, text};
 use std::fs::OpenOptions;
 use std::net::IpAddr;
+use std::path::Path;
 
 /// Base class of network controllers.
 const CLASS_NETWORK: u32 = 0x02;
@@ -149,8 +150,13 @@ impl Host {
                 .unwrap_or(0),
             verdict: Verdict::Bindable,
         };
-        for name in names(&folder.join("net")) {
-            function.netdevs.push(self.netdev(address, name)?);
+        // A netdev belongs to the function itself, or to a device one step below it (virtio, auxiliary devices).
+        let below = names(&folder).into_iter().filter(|child| child != "net").map(|child| folder.join(child));
+        let below = below.filter(|child| child.is_dir() && !child.is_symlink());
+        for nets in std::iter::once(folder.clone()).chain(below).map(|device| device.join("net")) {
+            for name in names(&nets) {
+                function.netdevs.push(self.netdev(&nets, name)?);
+            }
         }
         function.verdict = self.verdict(&function);
         Ok(function)
@@ -170,8 +176,9 @@ impl Host {
             .collect()
     }
 
-    fn netdev(&self, address: PciAddress, name: String) -> Result<Netdev, BindError> {
-        let folder = self.folder(address).join("net").join(&name);
+    /// A netdev in a folder of netdevs.
+    fn netdev(&self, nets: &Path, name: String) -> Result<Netdev, BindError> {
+        let folder = nets.join(&name);
         let addresses = self.kernel.addresses(&name);
         let addresses =
             addresses.map_err(|e| BindError::io(format!("reading the addresses of {name}"), e))?;

@@ -195,6 +195,16 @@ fn the_list_shows_network_functions_and_known_devices_with_what_they_share() {
 }
 
 #[test]
+fn a_netdev_of_a_device_below_the_function_is_its_netdev_too() {
+    let m = Machine::new();
+    m.file("virtio3/net/eth7/flags", "0x1003\n");
+    m.file("net/eth0/queues/net/none/flags", "no flags");
+    let f = m.host.function(nic()).unwrap();
+    let names: Vec<_> = f.netdevs.iter().map(|n| (n.name.as_str(), n.up)).collect();
+    assert_eq!(names, [("eth0", false), ("eth7", true)]);
+}
+
+#[test]
 fn bind_then_unbind_gives_the_function_back_to_its_former_driver() {
     let m = Machine::new();
     assert_eq!(m.host.function(nic()).unwrap().verdict, Verdict::Bindable);
