@@ -1,5 +1,6 @@
 //! `flowlift-sim` as a process of its own, with Unix datagrams as wires, and the driver on it.
 
+use flowlift_bus::BusError;
 use flowlift_driver::fl1::{Fl1, Fl1Config};
 use flowlift_driver::nic::*;
 use flowlift_driver::vfio_user::{VfioUser, VfioUserConfig};
@@ -53,9 +54,18 @@ impl Simulator {
         self.dir.path().join("nic")
     }
 
-    /// Connects as the driver does.
+    /// Connects as the driver does. A server takes one client at a time, and learns of the last one's end when it looks,
+    /// so a busy one is asked again for a while.
     pub(crate) fn connect(&self) -> Arc<VfioUser> {
-        VfioUser::connect(self.socket(), VfioUserConfig::default()).unwrap()
+        let start = Instant::now();
+        loop {
+            match VfioUser::connect(self.socket(), VfioUserConfig::default()) {
+                Err(BusError::Gone(_)) if start.elapsed() < Duration::from_secs(10) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                connected => break connected.unwrap(),
+            }
+        }
     }
 
     /// Kills the process without a warning and waits for its end.

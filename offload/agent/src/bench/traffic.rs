@@ -109,7 +109,7 @@ mod tests {
         assert_eq!((k.ipv4_src.get(), k.ipv4_dst.get()), (t.src, t.dst));
         assert_eq!((k.tp_src.get(), k.tp_dst.get(), k.ip_proto), (t.sport, t.dport, 17));
         // The checksum that traffic.py writes for this frame.
-        assert_eq!(frame(t)[24..26], [0xaf, 0x14]);
+        assert_eq!(frame(t)[24..26], [0xb0, 0x14]);
     }
 
     #[test]
