@@ -27,8 +27,10 @@ pub struct Loaded {
     pub flows: Vec<LoadedFlow>,
     /// Those that were refused.
     pub refused: Vec<RefusedFlow>,
-    /// Ports that flows come from or go to.
-    pub ports: BTreeSet<PortNo>,
+    /// Ports that flows take packets from.
+    pub ingress: BTreeSet<PortNo>,
+    /// Ports that flows send packets to.
+    pub egress: BTreeSet<PortNo>,
     /// Flows that stand in the dump again, word for word (one section per PMD thread): they count once.
     pub repeated: u64,
 }
@@ -158,9 +160,9 @@ impl Loaded {
 
     fn note_ports(&mut self, flow: &Flow) {
         if flow.matching.mask.0.in_port != 0 {
-            self.ports.insert(PortNo(flow.matching.key.in_port));
+            self.ingress.insert(PortNo(flow.matching.key.in_port));
         }
-        note_outputs(&flow.actions, &mut self.ports);
+        note_outputs(&flow.actions, &mut self.egress);
     }
 
     fn place(&self, id: FlowId) -> String {

@@ -150,15 +150,16 @@ impl Flows {
     }
 }
 
-/// The datapath's ports in the order in which they deserve a port of the NIC: those where packets arrive, then the rest.
-/// Port 0 is the datapath's own and never on a NIC.
-pub fn nic_ports(input: &Flows, arrivals: &[PortNo]) -> Vec<PortNo> {
-    let mut ports: Vec<PortNo> = arrivals.to_vec();
-    let known = input.loaded.ports.iter().copied().chain(input.ports.by_number().into_keys());
-    let mut rest: Vec<PortNo> = known.filter(|port| !arrivals.contains(port)).collect();
-    rest.sort_unstable();
-    rest.dedup();
-    ports.append(&mut rest);
-    ports.retain(|port| port.0 != 0);
+/// The datapath's ports in the order in which they deserve a port of the NIC: those where packets arrive, those where flows
+/// take packets, those where flows send packets, then those that are only named. Port 0 is the datapath's own and never on
+/// a NIC.
+pub fn nic_ports(input: &Flows, arrivals: &BTreeSet<PortNo>) -> Vec<PortNo> {
+    let named = input.ports.by_number().into_keys().collect();
+    let mut ports = Vec::new();
+    for group in [arrivals, &input.loaded.ingress, &input.loaded.egress, &named] {
+        let new: Vec<PortNo> =
+            group.iter().filter(|port| port.0 != 0 && !ports.contains(*port)).copied().collect();
+        ports.extend(new);
+    }
     ports
 }

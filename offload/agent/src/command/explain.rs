@@ -12,6 +12,7 @@ use flowlift_offload::pipeline::Pipeline;
 use flowlift_offload::raise::Codec;
 use flowlift_sim::FaultPlan;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::io::Write;
 
 /// What a NIC of this profile would do with the flows.
@@ -55,7 +56,7 @@ pub fn run(args: &ExplainArgs) -> Result<Outcome> {
         bail!("--require {require}: a percentage from 0 to 100 is wanted");
     }
     let mut input = input::read_flows(&args.flows, 0)?;
-    let ports: Vec<_> = input::nic_ports(&input, &[]);
+    let ports = input::nic_ports(&input, &BTreeSet::new());
     let setup = open::open(open::profile(args.profile), 0, FaultPlan::default(), &ports, 0)?;
     let explained = explain_flows(&mut input, setup)?;
     if args.json {

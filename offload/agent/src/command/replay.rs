@@ -11,7 +11,6 @@ use crate::progress::Progress;
 use crate::report::{self, FlowLine, Reasons};
 use anyhow::{Context, Result, bail};
 use flowlift_driver::nic::NicState;
-use flowlift_flow::PortNo;
 use flowlift_offload::planner::State;
 use flowlift_softpath::{Config, Datapath, FlowId};
 use serde::Serialize;
@@ -126,7 +125,7 @@ pub struct OutputReport {
 /// How long it took.
 #[derive(Debug, Default, Serialize)]
 pub struct Speed {
-    /// Reading flows and packets.
+    /// Reading the flows.
     pub load_seconds: f64,
     /// Flows read per second.
     pub flows_per_second: f64,
@@ -205,9 +204,9 @@ pub fn replay(args: &ReplayArgs) -> Result<Report> {
     let start = Instant::now();
     progress.start("loading flows", None);
     let mut input = input::read_flows(&args.flows, args.seed)?;
-    let packets = input::read_packets(args.pcap.as_deref(), args.in_port.as_deref(), &input.ports)?;
     speed.load_seconds = start.elapsed().as_secs_f64();
     speed.flows_per_second = input.loaded.flows.len() as f64 / speed.load_seconds;
+    let packets = input::read_packets(args.pcap.as_deref(), args.in_port.as_deref(), &input.ports)?;
 
     let mut compared = if args.check { comparisons(args, &mut input)? } else { Vec::new() };
     for (name, run) in &mut compared {
@@ -225,8 +224,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Report> {
     let mut main = if no_nic.is_some() {
         Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger)))
     } else {
-        let arrival_ports: Vec<PortNo> = packets.ports().into_iter().collect();
-        let ports = input::nic_ports(&input, &arrival_ports);
+        let ports = input::nic_ports(&input, &packets.ports());
         match open::open(open::profile(args.profile), args.seed, faults, &ports, packets.start_ns()) {
             Ok(setup) => {
                 progress.start("offloading flows", Some(ids.len() as u64));
