@@ -88,7 +88,13 @@ fn the_planner_knows_of_the_driver_only_what_a_nic_is() {
 
 #[test]
 fn unsafe_lives_where_the_design_says() {
-    let homes = ["driver/bus/src", "driver/src/vfio", "softpath/port/src", "softpath/src/table/rcu.rs", "softpath/src/isa.rs"];
+    let homes = [
+        "driver/bus/src",
+        "driver/src/vfio",
+        "softpath/port/src",
+        "softpath/src/table/rcu.rs",
+        "softpath/src/isa.rs",
+    ];
     for file in rust_files(&root()) {
         let relative = file.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
         if relative.starts_with("target") || relative == "tests/tests/arrows.rs" {
