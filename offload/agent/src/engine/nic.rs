@@ -58,8 +58,6 @@ pub struct NicSummary {
     pub audit: Audit,
     /// The planner's counts.
     pub planner: planner::Stats,
-    /// How many flows are where.
-    pub tally: planner::Tally,
 }
 
 /// Counters as the device gives them in bulk, against those that it keeps in host memory.
@@ -77,7 +75,6 @@ pub struct NicRun {
     nic: Fl1,
     clock: ManualClock,
     wires: BTreeMap<NicPort, MemoryWire>,
-    ports: PortMap,
     planner: Planner,
     datapath: RefCell<Datapath>,
     worker: Worker,
@@ -155,15 +152,13 @@ impl NicRun {
         let mut worker = datapath.worker();
         worker.reseed(seed);
         let planner = Planner::new(nic.caps(), &ports);
-        let route =
-            Route { out: Out::new(ledger), ports: ports.clone(), nic_gone: false, unsent: VecDeque::new() };
+        let route = Route { out: Out::new(ledger), ports, nic_gone: false, unsent: VecDeque::new() };
         let (datapath, batch) = (RefCell::new(datapath), Batch::new());
         let mut run = Self {
             function,
             nic,
             clock,
             wires,
-            ports,
             planner,
             datapath,
             worker,
@@ -182,7 +177,7 @@ impl NicRun {
                 .context("a flow vanished while it was offered")?;
             run.planner.put(planned(n), &flow);
             if n % 4096 == 4095 {
-                run.turn()?;
+                run.turn();
                 progress(n as u64 + 1);
             }
         }
@@ -226,7 +221,6 @@ impl NicRun {
             faults,
             audit: self.audit,
             planner: self.planner.stats(),
-            tally: self.planner.tally(),
         }
     }
 
@@ -234,8 +228,7 @@ impl NicRun {
     fn settle(&mut self) -> Result<()> {
         let mut idle = 0;
         while self.busy() {
-            let progress = self.turn()?;
-            if progress {
+            if self.turn() {
                 idle = 0;
                 continue;
             }
@@ -270,7 +263,7 @@ impl NicRun {
         let (mut left, mut turns) = (count, 0);
         // A reset meanwhile leaves the rest out. An answer that got lost takes until the driver asks again.
         while left > 0 && turns < AUDIT_TURNS && self.planner.stats().tables_lost == losses {
-            self.turn()?;
+            self.turn();
             turns += 1;
             if turns > AUDIT_TURNS / 2 {
                 self.clock.advance(IDLE_STEP_NS);
@@ -293,11 +286,11 @@ impl NicRun {
     }
 
     /// One turn of device, slow path and planner. True if a packet moved.
-    fn turn(&mut self) -> Result<bool> {
+    fn turn(&mut self) -> bool {
         self.clock.advance(STEP_NS);
         self.function.model().step();
         let mut moved = self.collect();
-        moved |= self.slow_path()?;
+        moved |= self.slow_path();
         let table = Table { datapath: &self.datapath, flows: &self.flows };
         self.planner.pump(&mut self.nic, &table, self.clock.now_ns());
         // What a failed device was given and did not send comes first again, and by now it may have been reset.
@@ -305,18 +298,18 @@ impl NicRun {
             self.route.unsent.push_front(packet);
         }
         if self.nic.state() == NicState::Gone {
-            moved |= self.survive()?;
+            moved |= self.survive();
         } else {
             moved |= self.transmit();
         }
-        Ok(moved)
+        moved
     }
 
     /// Takes what left the NIC.
     fn collect(&mut self) -> bool {
         let mut any = false;
         for (nic_port, wire) in &self.wires {
-            let Some(port) = self.ports.dp(*nic_port) else { continue };
+            let Some(port) = self.route.ports.dp(*nic_port) else { continue };
             while let Some(frame) = wire.receive() {
                 self.route.out.ledger.record(Outlet::Port(port), &frame, self.route.out.now_ns);
                 any = true;
@@ -326,25 +319,22 @@ impl NicRun {
     }
 
     /// Runs what the NIC's tables did not finish.
-    fn slow_path(&mut self) -> Result<bool> {
+    fn slow_path(&mut self) -> bool {
         let mut any = false;
         loop {
-            let (batch, ports) = (&mut self.batch, &self.ports);
+            let (batch, ports) = (&mut self.batch, &self.route.ports);
             let room = flowlift_softpath::BATCH;
             let received = self.nic.rx(room, &mut |packet, frame| {
                 // A port that the datapath does not have gets nothing in, so every packet's port is known.
                 let in_port = ports.dp(packet.port).map_or(u32::MAX, |port| port.0);
                 batch.push(frame, Metadata { in_port, recirc_id: packet.metadata, ..Metadata::default() });
             });
-            let received = match received {
-                Ok(received) => received,
-                Err(error) => {
-                    tracing::debug!(%error, "slow queues");
-                    0
-                }
-            };
-            if received == 0 && self.batch.is_empty() {
-                return Ok(any);
+            if let Err(error) = received {
+                tracing::debug!(%error, "slow queues");
+            }
+            // What came before an error is in the batch.
+            if self.batch.is_empty() {
+                return any;
             }
             any = true;
             self.slow += self.batch.len() as u64;
@@ -363,12 +353,10 @@ impl NicRun {
         while let Some((to, frame)) = self.route.unsent.pop_front() {
             match self.nic.tx(to, &frame) {
                 Ok(true) => any = true,
-                Ok(false) => {
-                    self.route.unsent.push_front((to, frame));
-                    break;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "transmit");
+                refused => {
+                    if let Err(error) = refused {
+                        tracing::debug!(%error, "transmit");
+                    }
                     self.route.unsent.push_front((to, frame));
                     break;
                 }
@@ -378,19 +366,19 @@ impl NicRun {
     }
 
     /// Without a NIC: what it had not sent leaves, then what it had not taken goes through the softpath.
-    fn survive(&mut self) -> Result<bool> {
+    fn survive(&mut self) -> bool {
         self.route.nic_gone = true;
         let mut any = false;
         while let Some((to, frame)) = self.route.unsent.pop_front() {
             any = true;
             let (SlowTx::Port(nic_port) | SlowTx::Pipeline(nic_port)) = to;
-            if let Some(port) = self.ports.dp(nic_port) {
+            if let Some(port) = self.route.ports.dp(nic_port) {
                 self.route.out.output(port, &frame);
             }
         }
         let mut left = Vec::new();
         for (nic_port, wire) in &self.wires {
-            let in_port = self.ports.dp(*nic_port).map_or(u32::MAX, |port| port.0);
+            let in_port = self.route.ports.dp(*nic_port).map_or(u32::MAX, |port| port.0);
             left.extend(wire.take_back().into_iter().map(|frame| (in_port, frame)));
         }
         for (in_port, frame) in left {
@@ -399,7 +387,7 @@ impl NicRun {
             self.batch.push(&frame, Metadata { in_port, ..Metadata::default() });
             self.software_batch();
         }
-        Ok(any)
+        any
     }
 }
 
@@ -409,7 +397,7 @@ impl Run for NicRun {
             self.total += 1;
             self.route.out.now_ns = arrival.now_ns;
             self.clock.set(arrival.now_ns);
-            let wire = self.ports.nic(arrival.port).and_then(|port| self.wires.get(&port));
+            let wire = self.route.ports.nic(arrival.port).and_then(|port| self.wires.get(&port));
             match wire {
                 Some(wire) if !self.route.nic_gone => {
                     if wire.inject(arrival.frame.to_vec()).is_err() {
