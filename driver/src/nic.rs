@@ -4,6 +4,7 @@
 //! records that the device gave, and whoever fills them decides from those records alone.
 
 use smallvec::SmallVec;
+use std::os::fd::BorrowedFd;
 
 /// A match-action table of the NIC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -258,6 +259,8 @@ pub struct NicCaps {
     pub slow_queues: u16,
     /// Meters.
     pub meters: u32,
+    /// The slow path can send packets into the pipeline ([`SlowTx::Pipeline`]), not only out of ports.
+    pub pipeline_tx: bool,
 }
 
 impl NicCaps {
@@ -368,6 +371,9 @@ pub struct EntryCounters {
     /// OR of the TCP flags seen.
     pub tcp_flags: u16,
 }
+
+/// Counters of one place as the device gave them; `None`: no entry is installed there.
+pub type Snapshot = (EntryId, Option<EntryCounters>);
 
 /// How the device answered an [`Update`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -530,4 +536,26 @@ pub trait Nic: Send {
     fn reset(&mut self) -> Result<(), NicError>;
     /// Link state of a port.
     fn link(&self, port: NicPort) -> bool;
+    /// Readable once the device has something for `poll` or `rx`; whoever waits for it reads it to clear it. `None`: the
+    /// device has to be polled.
+    fn interrupt(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Asks for the counters of `count` places from `first` on, read from the device itself and not from where it writes
+    /// them back; they come by [`Nic::take_snapshot`]. A reset in between leaves the rest out.
+    ///
+    /// # Errors
+    /// [`NicError::Invalid`] for places that there are not, and from a NIC that has no such thing.
+    fn snapshot(&mut self, _table: TableId, _first: u32, _count: u32) -> Result<(), NicError> {
+        Err(NicError::Invalid("counter snapshots".into()))
+    }
+    /// The next place's counters, in the order in which they were asked for.
+    fn take_snapshot(&mut self) -> Option<Snapshot> {
+        None
+    }
+    /// Breaches of its protocol that the device noticed since power-on, which are bugs of its driver. `None`: it does not
+    /// say, or not any more.
+    fn violation_count(&self) -> Option<u32> {
+        None
+    }
 }

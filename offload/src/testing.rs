@@ -107,6 +107,7 @@ pub(crate) fn caps(hash_entries: u32, tcam_entries: u32) -> NicCaps {
         ],
         slow_queues: 1,
         meters: 0,
+        pipeline_tx: true,
     }
 }
 

@@ -114,6 +114,7 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         tables: vec![],
         slow_queues: 0,
         meters: 0,
+        pipeline_tx: true,
     };
     let mut nic = Fl1 {
         regs,

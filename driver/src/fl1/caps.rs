@@ -150,6 +150,7 @@ impl Parsed {
             tables: self.tables.iter().map(|t| t.caps.clone()).collect(),
             slow_queues: id.slow_queues as u16,
             meters: id.meters,
+            pipeline_tx: true,
         }
     }
 }

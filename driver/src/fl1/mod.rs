@@ -28,14 +28,13 @@ mod wire;
 use crate::dma::{Arena, FilledRing, Offset};
 use crate::nic::{
     Entry, EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicPort, NicState, SlowRx, SlowTx,
-    TableId, Update, UpdateResult, UpdateStatus,
+    Snapshot, TableId, Update, UpdateResult, UpdateStatus,
 };
 use admin::{Admin, Task};
 use caps::{Identity, TableInfo};
 use flowlift_bus::{BusError, PciFunction};
 use nix::sys::eventfd::EventFd;
 use readback::ReadBack;
-pub use readback::Snapshot;
 use regs::Regs;
 use slow::{RxQueue, TxQueue};
 use std::collections::VecDeque;
@@ -291,11 +290,6 @@ impl Fl1 {
         }
         let mut command = wire::meter_command(meter, rate, burst, packets);
         self.admin.push(&self.memory.to_device, &mut command, Task::Meter, cookie, 0)
-    }
-
-    /// Readable once the device has something for `poll` or `rx`; the caller reads it to clear it.
-    pub fn interrupt(&self) -> BorrowedFd<'_> {
-        self.interrupt.as_fd()
     }
 
     fn table_index(&self, id: TableId) -> Option<usize> {
@@ -580,6 +574,23 @@ impl Nic for Fl1 {
 
     fn link(&self, port: NicPort) -> bool {
         usize::from(port.0).checked_sub(1).and_then(|p| self.link.get(p)).copied().unwrap_or(false)
+    }
+
+    fn interrupt(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.interrupt.as_fd())
+    }
+
+    fn snapshot(&mut self, table: TableId, first: u32, count: u32) -> Result<(), NicError> {
+        self.usable()?;
+        self.want_snapshot(table, first, count)
+    }
+
+    fn take_snapshot(&mut self) -> Option<Snapshot> {
+        self.read_back.snapshots.pop_front()
+    }
+
+    fn violation_count(&self) -> Option<u32> {
+        self.violations().ok().map(|violations| violations.total)
     }
 }
 

@@ -11,7 +11,7 @@ use super::wire::{
 };
 use super::{Fl1, Table};
 use crate::dma::{Layout, Offset};
-use crate::nic::{Entry, EntryCounters, EntryId, NicError, NicEvent, TableId};
+use crate::nic::{Entry, EntryCounters, EntryId, NicError, NicEvent, Snapshot, TableId};
 use std::collections::VecDeque;
 use zerocopy::FromZeros;
 
@@ -22,9 +22,6 @@ const BUFFER: usize = 32 + 2 * crate::nic::KEY_MAX + 255 * 16;
 const SNAPSHOT: u32 = 256;
 /// Times that a record is asked for.
 const READS: u8 = 16;
-
-/// Counters of one place as the device wrote them; `None`: no entry is installed there.
-pub type Snapshot = (EntryId, Option<EntryCounters>);
 
 /// Read-backs wanted, under way and done.
 pub(crate) struct ReadBack {
@@ -38,7 +35,7 @@ pub(crate) struct ReadBack {
     snapshot: Offset,
     snapshot_busy: bool,
     snapshots_wanted: VecDeque<(TableId, u32, u32)>,
-    snapshots: VecDeque<Snapshot>,
+    pub(crate) snapshots: VecDeque<Snapshot>,
     next_sequence: u32,
 }
 
@@ -81,20 +78,13 @@ enum Bad {
 }
 
 impl Fl1 {
-    /// Asks for the counters of `count` places from `first` on, by DMA and not from the counter page; they come by
-    /// [`Self::take_snapshot`]. A reset in between leaves the rest out.
-    pub fn snapshot(&mut self, table: TableId, first: u32, count: u32) -> Result<(), NicError> {
-        self.usable()?;
+    /// Wants the counters of `count` places from `first` on, by DMA and not from the counter page.
+    pub(crate) fn want_snapshot(&mut self, table: TableId, first: u32, count: u32) -> Result<(), NicError> {
         let last = count.checked_sub(1).and_then(|n| first.checked_add(n));
         let index = last.ok_or_else(|| NicError::Invalid(format!("{count} counters from {first}")))?;
         self.entry_table(EntryId { table, index })?;
         self.read_back.snapshots_wanted.push_back((table, first, count));
         Ok(())
-    }
-
-    /// The next place's counters, in the order in which they were asked for.
-    pub fn take_snapshot(&mut self) -> Option<Snapshot> {
-        self.read_back.snapshots.pop_front()
     }
 
     /// Starts what is wanted and has a buffer and room in the ring.

@@ -229,7 +229,7 @@ fn another_device_is_refused_by_name() {
 #[test]
 fn a_completion_and_a_packet_raise_the_interrupt() {
     let mut b = Bench::new(Profile::tiny());
-    let raised = |b: &Bench| nix::unistd::read(b.nic.interrupt(), &mut [0; 8]).is_ok();
+    let raised = |b: &Bench| nix::unistd::read(b.nic.interrupt().unwrap(), &mut [0; 8]).is_ok();
     raised(&b);
     assert!(!raised(&b), "reading clears it");
     let update = Update::Delete { cookie: 1, id: at(0, 0) };

@@ -32,7 +32,7 @@ fn figures_of_the_way_between_processes() {
     });
     println!("trapped register read: median {median:?}, p99 {worst:?}");
 
-    let interrupt = d.nic.interrupt().try_clone_to_owned().unwrap();
+    let interrupt = d.nic.interrupt().unwrap().try_clone_to_owned().unwrap();
     let entry = d.entry(1, &[NicAction::Output(NicPort(2))]);
     let (mut inserted, mut count) = (false, 0);
     let (median, worst) = timed(1000, || {
