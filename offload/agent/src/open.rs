@@ -2,10 +2,10 @@
 
 use crate::cli::{NicArg, ProfileArg};
 use crate::engine::NicSetup;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use flowlift_bus::PciFunction;
 use flowlift_driver::bind::Host;
-use flowlift_driver::fl1::{Fl1, Fl1Config, Platform};
+use flowlift_driver::fl1::{self, Fl1, Fl1Config, Platform};
 use flowlift_driver::inproc::{InProc, InProcConfig};
 use flowlift_driver::nic::{Nic, NicError};
 use flowlift_driver::vfio::VfioFunction;
@@ -42,11 +42,36 @@ pub fn faults(spec: Option<&str>) -> Result<FaultPlan> {
     spec.map_or(Ok(FaultPlan::default()), |spec| spec.parse().with_context(|| format!("--faults {spec}")))
 }
 
-/// Opens a NIC outside of this process: its tables are emptied.
+/// A driver of a device family.
+struct Driver {
+    /// Vendor and device ID.
+    ids: (u16, u16),
+    /// Name of the family, for people.
+    name: &'static str,
+    open: fn(Arc<dyn PciFunction>) -> Result<Box<dyn Nic>, NicError>,
+}
+
+/// Every driver there is.
+const DRIVERS: &[Driver] = &[Driver {
+    ids: fl1::PCI_ID,
+    name: "FL1",
+    open: |function| Ok(Box::new(Fl1::open(function, Fl1Config::default())?)),
+}];
+
+/// A NIC outside of this process, brought up.
+pub struct Opened {
+    // The driver stops the device before the function goes.
+    /// Its driver.
+    pub nic: Box<dyn Nic>,
+    /// The function that it drives.
+    pub function: Arc<dyn PciFunction>,
+}
+
+/// Opens a NIC outside of this process by the driver of its PCI ids: its tables are emptied.
 ///
 /// # Errors
-/// It is not there, not this process's to drive, or no FL1.
-pub fn open_function(nic: &NicArg) -> Result<Fl1> {
+/// It is not there, not this process's to drive, a device without a driver, or one that does not come up.
+pub fn open_function(nic: &NicArg) -> Result<Opened> {
     let function: Arc<dyn PciFunction> = match nic {
         NicArg::Pci(address) => Arc::new(
             VfioFunction::open(&Host::default(), *address)
@@ -56,7 +81,23 @@ pub fn open_function(nic: &NicArg) -> Result<Fl1> {
             .with_context(|| format!("cannot open vfio-user:{}", path.display()))?,
     };
     let name = function.name().to_owned();
-    Fl1::open(function, Fl1Config::default()).with_context(|| format!("cannot bring {name} up"))
+    let read =
+        |offset| function.config_read(offset, 2).with_context(|| format!("cannot read the ids of {name}"));
+    let (vendor, device) = (read(0)?, read(2)?);
+    let found =
+        DRIVERS.iter().find(|driver| (u32::from(driver.ids.0), u32::from(driver.ids.1)) == (vendor, device));
+    let Some(driver) = found else {
+        let known = DRIVERS
+            .iter()
+            .map(|driver| format!("{:04x}:{:04x} ({})", driver.ids.0, driver.ids.1, driver.name));
+        bail!(
+            "{name}: no driver for a device {vendor:04x}:{device:04x}; there are drivers for {}",
+            known.collect::<Vec<_>>().join(", ")
+        );
+    };
+    let nic = (driver.open)(Arc::clone(&function))
+        .with_context(|| format!("cannot bring {name} up ({})", driver.name))?;
+    Ok(Opened { nic, function })
 }
 
 /// Opens a simulated NIC whose ports are the first ones of `ports`, as many as it has; the rest stay the softpath's.

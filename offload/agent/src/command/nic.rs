@@ -33,9 +33,9 @@ const ACTIONS: [(ActionKind, &str); 12] = [
 /// # Errors
 /// The driver cannot bring the NIC up.
 pub fn show(args: &NicShowArgs) -> Result<Outcome> {
-    let nic = match &args.nic {
-        Some(nic) => open::open_function(nic)?,
-        None => open::open(open::profile(args.profile), 0, FaultPlan::default(), &[], 0)?.nic,
+    let nic: Box<dyn Nic> = match &args.nic {
+        Some(nic) => open::open_function(nic)?.nic,
+        None => Box::new(open::open(open::profile(args.profile), 0, FaultPlan::default(), &[], 0)?.nic),
     };
     let caps = nic.caps();
     if args.json {
@@ -89,6 +89,7 @@ fn to_json(caps: &NicCaps) -> Value {
         "model": caps.model,
         "slow_queues": caps.slow_queues,
         "meters": caps.meters,
+        "pipeline_tx": caps.pipeline_tx,
         "ports": caps.ports.iter().map(port).collect::<Vec<_>>(),
         "tables": caps.tables.iter().map(table).collect::<Vec<_>>(),
     })
