@@ -2,8 +2,10 @@
 //!
 //! [`key`] turns keys and masks into `OVS_KEY_ATTR_*` attributes and back. [`nla`] is the attribute format itself:
 //! a 4-byte header in native byte order (length with header, type), the payload, and padding to 4 bytes.
-//! [`marker`] is what the preload module and the agent agree on beside OVS's own messages.
+//! [`backend`] is what a datapath does when it is asked by such messages, [`marker`] what the library that is preloaded
+//! into the clients and the server say to each other.
 
+pub mod backend;
 pub mod key;
 pub mod marker;
 pub mod nla;

@@ -1,45 +1,68 @@
-//! What preload module and agent agree on beside OVS's own messages.
+//! The marker protocol between flowlift's Netlink server and the library that is preloaded into its clients.
 //!
-//! A client believes that Netlink is synchronous: it sends, reads without waiting, and takes "nothing there" for "done, no
-//! answer". The kernel answers within the send; another process cannot. So the preload module appends a *marker* to each
-//! datagram that it sends to the agent: a message of a private type with a cookie, which grows with each datagram of a
-//! socket. The agent sends the marker back, as a datagram of its own, once every answer to the datagram before it has been
-//! sent (of a dump, the last part). Until then the module makes the client's reads wait. A datagram without a marker is
-//! answered without one.
+//! A client of the kernel's datapath may take "nothing to read" after a request for "done, no reply", since the kernel
+//! answers before `send` returns. Another process cannot, so each datagram that the preloaded library passes on ends in a
+//! *marker*, and the server sends the same marker back once every reply to that datagram has been sent (a dump included).
+//! The library lets its client's `recv` wait while a marker is outstanding, and keeps markers from the client.
 //!
-//! The markers of one client come back in the order in which they were sent; so a marker that is newer than the awaited one
-//! says that the awaited one is lost, which happens when an agent dies and another one takes its place.
+//! A marker is one Netlink message of [`LEN`] bytes, aligned to 4 bytes in the datagram and always its last:
+//!
+//! | Bytes | Field | Content |
+//! |---|---|---|
+//! | 0-3 | `nlmsg_len` | [`LEN`], native order |
+//! | 4-5 | `nlmsg_type` | [`TYPE`], above every type that the kernel gives away |
+//! | 6-7 | `nlmsg_flags` | 0 |
+//! | 8-11 | `nlmsg_seq` | 0 |
+//! | 12-15 | `nlmsg_pid` | 0 |
+//! | 16-23 | magic | [`MAGIC`] |
+//! | 24-31 | cookie | the library's, 8 bytes that the server does not look at |
+//!
+//! The server sends a marker as a datagram of its own. The cookie tells late markers of a closed socket from those of its
+//! successor, should a port ID be used again. A datagram without a marker is answered just the same, without one.
+//!
+//! Nothing here allocates or fails; the module knows no other one, so that a small library can use it alone.
 
-use crate::nla::HEADER_LEN;
+/// Port ID that the server binds unless it is told otherwise. The kernel gives away process IDs (below 2^22) and, past
+/// those, IDs with the highest bit set; this one lies between.
+pub const SERVER_PORT_ID: u32 = 0x464c_0001;
+/// First of the port IDs that a client's library may bind; the last is [`CLIENT_PORT_IDS_END`] - 1.
+pub const CLIENT_PORT_IDS: u32 = 0x0100_0000;
+/// End of the clients' port IDs.
+pub const CLIENT_PORT_IDS_END: u32 = 0x4000_0000;
 
-/// The agent's port ID on NETLINK_GENERIC. Fixed, so that sockets which clients have opened are those of the next agent too.
-pub const AGENT_PORT_ID: u32 = 0x464c_4f57;
-/// Environment variable with another port ID, decimal: for several agents in one network namespace.
-pub const PORT_ID_VARIABLE: &str = "FLOWLIFT_NETLINK_PORT";
-/// Message type of a marker, which no family of the kernel can have.
-pub const MARKER_TYPE: u16 = 0xff4d;
-/// Smallest ID of a family that the agent serves: above the largest that the kernel gives (`GENL_MAX_ID`), so that a
-/// message's type says who it is for. A request to nlctrl is for the agent if it names one of the agent's families.
-pub const FAMILY_ID_MIN: u16 = 1024;
-/// Length of a marker: a Netlink header and the cookie.
-pub const MARKER_LEN: usize = 24;
+/// `nlmsg_type` of a marker. Generic Netlink's families have types below 1024.
+pub const TYPE: u16 = 0xf10f;
+/// Bytes of a marker.
+pub const LEN: usize = 32;
+/// What follows a marker's header.
+pub const MAGIC: [u8; 8] = *b"flowlift";
 
-const _: () = assert!(MARKER_LEN.is_multiple_of(HEADER_LEN));
-
-/// A marker: length, type, no flags, sequence number 0, port ID 0, the cookie; all in native byte order.
-pub fn marker(cookie: u64) -> [u8; MARKER_LEN] {
-    let mut bytes = [0; MARKER_LEN];
-    bytes[..4].copy_from_slice(&(MARKER_LEN as u32).to_ne_bytes());
-    bytes[4..6].copy_from_slice(&MARKER_TYPE.to_ne_bytes());
-    bytes[16..].copy_from_slice(&cookie.to_ne_bytes());
-    bytes
+/// The marker with a cookie.
+pub const fn marker(cookie: [u8; 8]) -> [u8; LEN] {
+    let [l0, l1, l2, l3] = (LEN as u32).to_ne_bytes();
+    let [t0, t1] = TYPE.to_ne_bytes();
+    let [m0, m1, m2, m3, m4, m5, m6, m7] = MAGIC;
+    let [c0, c1, c2, c3, c4, c5, c6, c7] = cookie;
+    [
+        l0, l1, l2, l3, t0, t1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, // header
+        m0, m1, m2, m3, m4, m5, m6, m7, c0, c1, c2, c3, c4, c5, c6, c7,
+    ]
 }
 
-/// The cookie, if `message` begins with a marker.
-pub fn cookie(message: &[u8]) -> Option<u64> {
-    let marker: &[u8; MARKER_LEN] = message.first_chunk()?;
-    let cookie = u64::from_ne_bytes(*marker.last_chunk()?);
-    (*marker == self::marker(cookie)).then_some(cookie)
+/// The cookie, if `message` is a marker and nothing else: what the library asks of every datagram that it receives.
+pub fn cookie(message: &[u8]) -> Option<[u8; 8]> {
+    let message: &[u8; LEN] = message.try_into().ok()?;
+    let cookie = *message.last_chunk()?;
+    (marker(cookie) == *message).then_some(cookie)
+}
+
+/// Splits a client's datagram into its messages and the cookie of the marker at its end, if it has one.
+pub fn split(datagram: &[u8]) -> (&[u8], Option<[u8; 8]>) {
+    let found = datagram.split_last_chunk::<LEN>().and_then(|(rest, last)| Some((rest, cookie(last)?)));
+    match found {
+        Some((rest, cookie)) if rest.len() % 4 == 0 => (rest, Some(cookie)),
+        _ => (datagram, None),
+    }
 }
 
 #[cfg(test)]
@@ -47,15 +70,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_marker_is_one_netlink_message() {
-        let bytes = marker(0x0102_0304_0506_0708);
-        assert_eq!(u32::from_ne_bytes(*bytes.first_chunk().unwrap()), 24);
-        assert_eq!(cookie(&bytes), Some(0x0102_0304_0506_0708));
-        assert_eq!(cookie(&bytes[..23]), None);
-        for at in 0..16 {
-            let mut other = bytes;
-            other[at] ^= 1;
-            assert_eq!(cookie(&other), None, "byte {at}");
+    #[cfg(target_endian = "little")]
+    fn a_marker_is_the_bytes_of_the_table() {
+        let bytes = marker([1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(
+            bytes, *b"\x20\0\0\0\x0f\xf1\0\0\0\0\0\0\0\0\0\0flowlift\x01\x02\x03\x04\x05\x06\x07\x08",
+            "a marker's layout is shared with the preloaded library"
+        );
+    }
+
+    #[test]
+    fn only_a_whole_aligned_marker_at_the_end_is_one() {
+        let m = marker(*b"12345678");
+        assert_eq!(cookie(&m), Some(*b"12345678"));
+        assert_eq!(split(&m), (&[][..], Some(*b"12345678")));
+        let with = |before: &[u8]| [before, &m].concat();
+        assert_eq!(split(&with(&[9; 20])), (&[9; 20][..], Some(*b"12345678")));
+        // Out of place: the bytes belong to whatever came before.
+        assert_eq!(split(&with(&[9; 3])).1, None);
+        let mut after = with(&[9; 4]);
+        after.extend([0; 4]);
+        assert_eq!(split(&after), (&after[..], None));
+        for byte in 0..24 {
+            let mut other = m;
+            other[byte] ^= 0x40;
+            assert_eq!(cookie(&other), None, "byte {byte} changed");
         }
     }
 }
