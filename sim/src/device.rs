@@ -6,6 +6,7 @@ use crate::event::{Event, Events};
 use crate::fault::{FaultPlan, FaultRecord, Faults};
 use crate::host::{BAR2_SIZE, Host};
 use crate::meter::Meter;
+use crate::order::Order;
 use crate::profile::Profile;
 use crate::queue::Queue;
 use crate::table::Table;
@@ -107,6 +108,8 @@ pub(crate) struct SlowQueue {
     /// Bases: descriptors, write-back.
     pub(crate) tx: Queue,
     pub(crate) stalls: u32,
+    /// With ORDER: what the slow path is not done with.
+    pub(crate) order: Option<Order>,
 }
 
 /// The FL1 device model.
@@ -163,6 +166,7 @@ impl Fl1 {
                 rx_produced: 0,
                 tx: Queue::new(&[64, 8]),
                 stalls: 0,
+                order: None,
             })
             .collect();
         Self {
@@ -283,7 +287,7 @@ impl Fl1 {
         for s in &mut self.slow {
             s.rx.reset();
             s.tx.reset();
-            (s.rx_produced, s.stalls) = (0, 0);
+            (s.rx_produced, s.stalls, s.order) = (0, 0, None);
         }
         for p in &mut self.ports {
             p.enabled = false;

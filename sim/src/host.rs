@@ -20,6 +20,11 @@ pub(crate) fn bell_tx(q: usize) -> usize {
     0x440 + 0x100 * q
 }
 
+/// Doorbell of the frames of slow queue `q` that the slow path is done with.
+pub(crate) fn bell_done(q: usize) -> usize {
+    0x480 + 0x100 * q
+}
+
 #[derive(Default)]
 pub(crate) struct Host {
     bus: Option<Box<dyn DmaBus>>,

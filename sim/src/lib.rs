@@ -20,6 +20,7 @@ mod fault;
 mod field;
 mod host;
 mod meter;
+mod order;
 mod parser;
 mod pipeline;
 mod profile;

@@ -18,7 +18,46 @@ pub(crate) enum Half {
     Hi,
 }
 
-/// A ring as the driver set it up, with the device's index and the doorbell's last accepted value.
+/// A doorbell as the device took it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bell {
+    /// Last accepted value.
+    pub(crate) value: u32,
+    /// Last refused one, which is latched once.
+    refused: Option<u32>,
+}
+
+impl Bell {
+    /// Takes `v`, or says what is wrong: `over`, unless it `fits`. `offset` is the doorbell's.
+    pub(crate) fn ring(
+        &mut self,
+        v: u32,
+        offset: usize,
+        fits: bool,
+        over: ViolationCode,
+    ) -> Result<(), Violation> {
+        if v == self.value {
+            self.refused = None;
+            return Ok(());
+        }
+        if self.refused == Some(v) {
+            return Ok(());
+        }
+        let code = if v.wrapping_sub(self.value) >= 1 << 31 {
+            ViolationCode::DoorbellBackward
+        } else if !fits {
+            over
+        } else {
+            self.refused = None;
+            self.value = v;
+            return Ok(());
+        };
+        self.refused = Some(v);
+        Err(Violation::new(code, offset as u64 | u64::from(v) << 32))
+    }
+}
+
+/// A ring as the driver set it up, with the device's index and its doorbell.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     bases: Vec<Base>,
@@ -28,9 +67,7 @@ pub(crate) struct Queue {
     pub(crate) enabled: bool,
     /// Elements that the device consumed, or produced, since the queue was enabled; wraps.
     pub(crate) index: u32,
-    /// Last accepted doorbell.
-    pub(crate) bell: u32,
-    refused: Option<u32>,
+    bell: Bell,
 }
 
 impl Queue {
@@ -42,8 +79,7 @@ impl Queue {
             size: None,
             enabled: false,
             index: 0,
-            bell: 0,
-            refused: None,
+            bell: Bell::default(),
         }
     }
 
@@ -66,12 +102,12 @@ impl Queue {
 
     /// Elements that the driver produced and the device did not consume.
     pub(crate) fn available(&self) -> u32 {
-        self.bell.wrapping_sub(self.index)
+        self.bell.value.wrapping_sub(self.index)
     }
 
     /// Elements that the device produced and the driver did not consume.
     pub(crate) fn outstanding(&self) -> u32 {
-        self.index.wrapping_sub(self.bell)
+        self.index.wrapping_sub(self.bell.value)
     }
 
     pub(crate) fn set_base(&mut self, n: usize, half: Half, v: u32) -> Result<(), ViolationCode> {
@@ -113,33 +149,12 @@ impl Queue {
     /// Takes a new value of a doorbell by which the driver produces; `offset` is the doorbell's.
     pub(crate) fn ring_producer(&mut self, v: u32, offset: usize) -> Result<(), Violation> {
         let fits = v.wrapping_sub(self.index) <= self.size();
-        self.ring(v, offset, fits, ViolationCode::DoorbellOverrun)
+        self.bell.ring(v, offset, fits, ViolationCode::DoorbellOverrun)
     }
 
     /// Takes a new value of a doorbell by which the driver consumes.
     pub(crate) fn ring_consumer(&mut self, v: u32, offset: usize) -> Result<(), Violation> {
-        let fits = v.wrapping_sub(self.bell) <= self.outstanding();
-        self.ring(v, offset, fits, ViolationCode::HeadOverrun)
-    }
-
-    fn ring(&mut self, v: u32, offset: usize, fits: bool, over: ViolationCode) -> Result<(), Violation> {
-        if v == self.bell {
-            self.refused = None;
-            return Ok(());
-        }
-        if self.refused == Some(v) {
-            return Ok(());
-        }
-        let code = if v.wrapping_sub(self.bell) >= 1 << 31 {
-            ViolationCode::DoorbellBackward
-        } else if !fits {
-            over
-        } else {
-            self.refused = None;
-            self.bell = v;
-            return Ok(());
-        };
-        self.refused = Some(v);
-        Err(Violation::new(code, offset as u64 | u64::from(v) << 32))
+        let fits = v.wrapping_sub(self.bell.value) <= self.outstanding();
+        self.bell.ring(v, offset, fits, ViolationCode::HeadOverrun)
     }
 }

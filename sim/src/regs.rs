@@ -1,13 +1,14 @@
 //! Registers (FL1.md, section 2; regmap.toml): what is where, who may write it, and in which order.
 
 use crate::device::{FatalCode, Fl1, ResetCause};
-use crate::host::{BELL_ACQ_HEAD, BELL_ASQ_TAIL, BELL_EVQ_HEAD, bell_rx, bell_tx};
+use crate::host::{BELL_ACQ_HEAD, BELL_ASQ_TAIL, BELL_EVQ_HEAD, bell_done, bell_rx, bell_tx};
+use crate::order::Order;
 use crate::profile::{MAX_FRAME, MAX_SLOTS, PARSER_FLAGS};
 use crate::queue::{Half, Queue};
 use crate::violation::{Violation, ViolationCode as V};
 
 const MAGIC: u32 = 0x3130_4c46;
-const VERSION: u32 = 0x0001_0001;
+const VERSION: u32 = 0x0001_0002;
 const RESET_KEY: u32 = 0x5453_4552;
 const CTRL: u64 = 0x008;
 const RESET: u64 = 0x020;
@@ -16,6 +17,10 @@ const SLOWQ_STRIDE: u64 = 0x40;
 const PORTS: u64 = 0x1000;
 const PORT_STRIDE: u64 = 0x80;
 const ENABLE: u32 = 1;
+/// SLOWQ_CTRL: both halves, and order across the slow path.
+const RX_ENABLE: u32 = 1;
+const TX_ENABLE: u32 = 2;
+const ORDER: u32 = 4;
 /// First octet of the ports' MAC addresses: locally administered.
 const MAC_PREFIX: u64 = 0x02f1_0100_0000;
 
@@ -168,9 +173,10 @@ impl Fl1 {
                 Part::Size => q.size(),
             }),
             Some(Reg::QueueCtrl(id)) => self.queue(id).map_or(0, |q| u32::from(q.enabled)),
-            Some(Reg::SlowCtrl(q)) => {
-                self.slow.get(q).map_or(0, |s| u32::from(s.rx.enabled) | u32::from(s.tx.enabled) << 1)
-            }
+            Some(Reg::SlowCtrl(q)) => self.slow.get(q).map_or(0, |s| {
+                let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+                bit(s.rx.enabled, RX_ENABLE) | bit(s.tx.enabled, TX_ENABLE) | bit(s.order.is_some(), ORDER)
+            }),
             Some(Reg::PortCtrl(i)) => self.ports.get(i).map_or(0, |p| u32::from(p.enabled)),
         };
         for (d, b) in data.iter_mut().zip(value.to_le_bytes().into_iter().chain(std::iter::repeat(0))) {
@@ -198,10 +204,10 @@ impl Fl1 {
             }),
             Reg::QueueCtrl(_) if v & !ENABLE != 0 => Err(V::ReservedBits),
             Reg::QueueCtrl(id) => self.switch(id, v & ENABLE != 0),
-            Reg::SlowCtrl(_) if v & !3 != 0 => Err(V::ReservedBits),
+            Reg::SlowCtrl(_) if v & !(RX_ENABLE | TX_ENABLE | ORDER) != 0 => Err(V::ReservedBits),
             Reg::SlowCtrl(q) => {
-                let rx = self.switch(QueueId::Rx(q), v & 1 != 0);
-                rx.and(self.switch(QueueId::Tx(q), v & 2 != 0))
+                let rx = self.switch_rx(q, v & RX_ENABLE != 0, v & ORDER != 0);
+                rx.and_then(|()| self.switch(QueueId::Tx(q), v & TX_ENABLE != 0))
             }
             Reg::PortCtrl(_) if v & !ENABLE != 0 => Err(V::ReservedBits),
             Reg::PortCtrl(i) => {
@@ -224,6 +230,30 @@ impl Fl1 {
             return Err(V::BadSequence);
         }
         self.enable = v & ENABLE != 0;
+        Ok(())
+    }
+
+    /// Enables or disables the receive half of a slow queue; its order comes and goes with it.
+    fn switch_rx(&mut self, q: usize, on: bool, order: bool) -> Result<(), V> {
+        let Some(slow) = self.slow.get(q) else { return Err(V::BadOffset) };
+        let was_on = slow.rx.enabled;
+        if order && !on || was_on && on && order != slow.order.is_some() {
+            return Err(V::BadSequence);
+        }
+        if order && !was_on {
+            let value = self.host.bell(bell_done(q));
+            if value != 0 {
+                let info = bell_done(q) as u64 | u64::from(value) << 32;
+                self.violate(Violation::new(V::DoorbellNotZero, info));
+                return Ok(());
+            }
+        }
+        self.switch(QueueId::Rx(q), on)?;
+        if let Some(slow) = self.slow.get_mut(q)
+            && slow.rx.enabled != was_on
+        {
+            slow.order = (slow.rx.enabled && order).then(Order::new);
+        }
         Ok(())
     }
 
@@ -280,6 +310,19 @@ impl Fl1 {
                 _ => queue.ring_producer(value, offset),
             };
             if let Err(v) = outcome {
+                self.violate(v);
+            }
+        }
+        self.look_at_order();
+    }
+
+    /// Looks at what the slow path is done with.
+    fn look_at_order(&mut self) {
+        for q in 0..self.slow.len() {
+            let value = self.host.bell(bell_done(q));
+            let slow = &mut self.slow[q];
+            let rung = slow.order.as_mut().map(|order| order.ring(value, bell_done(q), slow.rx_produced));
+            if let Some(Err(v)) = rung {
                 self.violate(v);
             }
         }

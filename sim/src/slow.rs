@@ -32,8 +32,9 @@ pub(crate) enum Refusal {
 
 /// Where a frame came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Source {
-    Wire,
+pub(crate) enum Source<'a> {
+    /// A wire, with the frame as it was there.
+    Wire(&'a [u8]),
     /// The TX ring of this slow queue, whose consumer index becomes visible with the frame's effect.
     Tx(usize),
 }
@@ -55,11 +56,22 @@ struct Place {
 
 impl Fl1 {
     /// Makes `verdict` happen.
-    pub(crate) fn deliver(&mut self, verdict: &Verdict, ingress: u16, source: Source) -> Result<(), Refusal> {
+    pub(crate) fn deliver(
+        &mut self,
+        verdict: &Verdict,
+        ingress: u16,
+        source: Source<'_>,
+    ) -> Result<(), Refusal> {
         for (port, _) in &verdict.outputs {
             if self.port(*port).is_some_and(|p| p.enabled && !self.link(p)) {
                 return Err(Refusal::Held);
             }
+        }
+        if let Source::Wire(frame) = source
+            && !verdict.outputs.is_empty()
+            && self.would_overtake(ingress, frame)
+        {
+            return Err(Refusal::Held);
         }
         let place = match &verdict.slow {
             Some(s) => Some(self.reserve(ingress, &s.frame)?),
@@ -72,6 +84,18 @@ impl Fl1 {
         }
         self.commit(verdict, place.as_ref(), ingress, source);
         Ok(())
+    }
+
+    /// True if this frame of a wire would overtake one that the slow path is not done with.
+    fn would_overtake(&self, ingress: u16, frame: &[u8]) -> bool {
+        let mut hash = None;
+        self.slow.iter().any(|s| {
+            s.order.as_ref().is_some_and(|order| {
+                !order.is_idle(s.rx_produced)
+                    && order
+                        .would_overtake(*hash.get_or_insert_with(|| flow_hash(ingress, frame)), s.rx_produced)
+            })
+        })
     }
 
     fn port(&self, port: u16) -> Option<&crate::device::Port> {
@@ -101,7 +125,7 @@ impl Fl1 {
         verdict: &Verdict,
         place: Option<&Place>,
         ingress: u16,
-        source: Source,
+        source: Source<'_>,
     ) -> Result<(), (FatalCode, DmaFault)> {
         for hit in &verdict.hits {
             let (Some(at), Some((c, generation))) = (self.page_address(hit), self.counted(hit)) else {
@@ -138,7 +162,7 @@ impl Fl1 {
 
     /// Restores what was written for a frame that failed. If host memory cannot be reached at all, nothing can be
     /// restored there, and the driver will not read it either.
-    fn undo_effects(&mut self, hits: &[Hit], source: Source) {
+    fn undo_effects(&mut self, hits: &[Hit], source: Source<'_>) {
         self.faults.armed = false;
         for hit in hits {
             let entry = self.tables.get(hit.table).and_then(|t| t.entry(hit.entry));
@@ -159,7 +183,7 @@ impl Fl1 {
     }
 
     /// Everything else a frame does; it cannot fail.
-    fn commit(&mut self, verdict: &Verdict, place: Option<&Place>, ingress: u16, source: Source) {
+    fn commit(&mut self, verdict: &Verdict, place: Option<&Place>, ingress: u16, source: Source<'_>) {
         for hit in &verdict.hits {
             let counted = self.counted(hit);
             let entry = self.tables.get_mut(hit.table).and_then(|t| t.entry_mut(hit.entry));
@@ -177,6 +201,9 @@ impl Fl1 {
             let s = &mut self.slow[p.queue];
             s.rx.index = s.rx.index.wrapping_add(n);
             s.rx_produced = s.rx_produced.wrapping_add(n);
+            if let (Some(order), Source::Wire(frame)) = (&mut s.order, source) {
+                order.given_up(flow_hash(ingress, frame), s.rx_produced);
+            }
             self.host.notify(VECTOR_SLOW + p.queue as u16);
             self.bump(ingress, count::RX_SLOW, 1);
         }

@@ -150,7 +150,7 @@ impl Fl1 {
                 }
                 let port = i as u16 + 1;
                 let verdict = self.classify(&frame, port, 0, 0);
-                match self.deliver(&verdict, port, Source::Wire) {
+                match self.deliver(&verdict, port, Source::Wire(&frame)) {
                     Ok(()) => {
                         self.ports[i].wire.pop();
                         self.bump(port, count::RX_PACKETS, 1);

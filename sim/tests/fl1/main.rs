@@ -5,6 +5,7 @@ mod faults;
 mod host;
 mod hostile;
 mod oracle;
+mod order;
 mod pipeline;
 mod spec;
 mod tunnels;
