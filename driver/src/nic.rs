@@ -527,6 +527,16 @@ pub trait Nic: Send {
     fn rx(&mut self, max: usize, packet: &mut dyn FnMut(SlowRx, &[u8])) -> Result<usize, NicError>;
     /// Sends a packet from the slow path. `Ok(false)`: no room now, nothing was taken.
     fn tx(&mut self, to: SlowTx, frame: &[u8]) -> Result<bool, NicError>;
+    /// True if the NIC keeps the order of a flow's packets while the flow moves between its tables and the slow path.
+    fn keeps_order(&self) -> bool {
+        false
+    }
+    /// Says that the slow path is done with every packet that `rx` gave: what became of them was given to `tx`, went
+    /// elsewhere, or is nothing. A NIC that keeps order holds a flow's packets before its tables until then, so this is
+    /// called after each batch, and once more when nothing came.
+    fn slow_done(&mut self) -> Result<(), NicError> {
+        Ok(())
+    }
     /// Packets given to `tx` that the device has not sent yet, as far as the driver knows.
     fn tx_pending(&self) -> usize;
     /// Packets given to `tx` that the device is known not to have sent, after it failed. They are the caller's again.

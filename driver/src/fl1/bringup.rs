@@ -8,7 +8,7 @@ use super::slow::{RxQueue, TxQueue};
 use super::wire::{COMMAND_MAX, CommandHeader, Completion, buffer_command, op, status};
 use super::{Fl1, Fl1Config, Fl1Stats, Health, Memory, Table};
 use crate::dma::{Arena, FilledRing, IovaAllocator, Layout};
-use crate::nic::{NicCaps, NicError, NicEvent, NicPort, NicState};
+use crate::nic::{Nic, NicCaps, NicError, NicEvent, NicPort, NicState};
 use flowlift_bus::{BusError, DmaDirection, IrqKind, PciFunction};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -69,6 +69,7 @@ fn identify(function: &dyn PciFunction, regs: &Regs) -> Result<Identity, NicErro
         max_frame: regs.get(regs::MAX_FRAME)?,
         parser_flags: regs.get(regs::PARSER_FLAGS)?,
         max_slots: regs.get(regs::MAX_SLOTS)?,
+        order: version & regs::VERSION_MINOR >= regs::MINOR_ORDER,
     };
     id.check().map_err(|what| NicError::Lies { device: function.name().into(), what })?;
     Ok(id)
@@ -140,6 +141,7 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         command: Box::new([0; COMMAND_MAX]),
         frame: vec![0; id.max_frame as usize],
         rx_turn: 0,
+        order: super::order::Order::default(),
         results: vec![],
         events: vec![],
         received: VecDeque::new(),
@@ -189,6 +191,7 @@ impl Fl1 {
             rx.restart(&self.memory.to_device, from)?;
             tx.restart(from)?;
         }
+        self.order.restart(self.rx.len());
         self.clear_doorbells()?;
         self.assign_interrupts()?;
         set_command(&*self.function, 0, COMMAND_BUS_MASTER)?;
@@ -214,6 +217,9 @@ impl Fl1 {
         for q in 0..self.id.slow_queues {
             self.regs.ring(regs::DB_RX_TAIL.of(q), 0)?;
             self.regs.ring(regs::DB_TX_TAIL.of(q), 0)?;
+            if self.keeps_order() {
+                self.regs.ring(regs::DB_RX_DONE.of(q), 0)?;
+            }
         }
         Ok(())
     }
@@ -245,7 +251,8 @@ impl Fl1 {
             set64(regs::SLOWQ_TXD_BASE_LO, to.iova(tx.descriptors))?;
             set64(regs::SLOWQ_TXW_ADDR_LO, from.iova(tx.written_back))?;
             self.regs.set(regs::SLOWQ_TX_SIZE.of(q), tx.elements)?;
-            self.regs.set(regs::SLOWQ_CTRL.of(q), regs::SLOWQ_ENABLE)?;
+            let order = if self.keeps_order() { regs::SLOWQ_ORDER } else { 0 };
+            self.regs.set(regs::SLOWQ_CTRL.of(q), regs::SLOWQ_ENABLE | order)?;
         }
         Ok(())
     }

@@ -94,6 +94,8 @@ pub(crate) struct Identity {
     pub(crate) max_frame: u32,
     pub(crate) parser_flags: u32,
     pub(crate) max_slots: u32,
+    /// The device can keep a flow's order across the slow path (FL1.md section 8, "Order").
+    pub(crate) order: bool,
 }
 
 impl Identity {
@@ -328,6 +330,7 @@ pub(crate) mod tests {
         max_frame: 65600,
         parser_flags: 0xff,
         max_slots: 16,
+        order: true,
     };
 
     fn fix_crc(blob: &mut [u8]) {

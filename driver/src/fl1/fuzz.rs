@@ -21,6 +21,7 @@ pub fn device_bytes(data: &[u8]) -> usize {
         max_frame: header.max_frame.get(),
         parser_flags: header.parser_flags.get(),
         max_slots: 16,
+        order: true,
     };
     if id.check().is_err() {
         return 0;

@@ -19,6 +19,7 @@ mod caps;
 mod codec;
 #[doc(hidden)]
 pub mod fuzz;
+mod order;
 mod readback;
 mod regs;
 mod slow;
@@ -34,6 +35,7 @@ use admin::{Admin, Task};
 use caps::{Identity, TableInfo};
 use flowlift_bus::{BusError, PciFunction};
 use nix::sys::eventfd::EventFd;
+use order::Order;
 use readback::ReadBack;
 use regs::Regs;
 use slow::{RxQueue, TxQueue};
@@ -94,6 +96,9 @@ pub struct Fl1Config {
     pub hang_deadline: Duration,
     /// Updates that make no progress for so long mean a failed device, as does a bring-up that takes longer.
     pub deadline: Duration,
+    /// Keep each flow's order between the tables and the slow path, if the device can. Then [`Nic::slow_done`] must be
+    /// called, or the flows that the slow path has had stop.
+    pub order: bool,
 }
 
 impl Default for Fl1Config {
@@ -106,6 +111,7 @@ impl Default for Fl1Config {
             check_interval: Duration::from_millis(1),
             hang_deadline: Duration::from_secs(1),
             deadline: Duration::from_secs(5),
+            order: false,
         }
     }
 }
@@ -232,6 +238,7 @@ pub struct Fl1 {
     command: Box<[u8; COMMAND_MAX]>,
     frame: Vec<u8>,
     rx_turn: usize,
+    order: Order,
     results: Vec<UpdateResult>,
     events: Vec<NicEvent>,
     received: VecDeque<(SlowRx, Vec<u8>)>,
@@ -554,6 +561,20 @@ impl Nic for Fl1 {
         let Some(tx) = self.tx.get_mut(q) else { return Ok(false) };
         let sent = tx.send(&self.regs, arenas, q as u32, to, frame);
         self.note(sent)
+    }
+
+    fn keeps_order(&self) -> bool {
+        self.config.order && self.id.order
+    }
+
+    fn slow_done(&mut self) -> Result<(), NicError> {
+        self.usable()?;
+        if !self.keeps_order() {
+            return Ok(());
+        }
+        self.order.done(&self.rx, &self.tx);
+        let told = self.order.advance(&self.regs, &self.tx, &self.memory.from_device);
+        self.note(told)
     }
 
     fn tx_pending(&self) -> usize {

@@ -87,7 +87,7 @@ macro_rules! registers {
 
 registers! {
     MAGIC: Ro, 0x0000 = 0x3130_4c46;
-    VERSION: Ro, 0x0004 = 0x0001_0001;
+    VERSION: Ro, 0x0004 = 0x0001_0002;
     CTRL: Rw, 0x0008 = 0;
     STATUS: Ro, 0x000c = 1;
     FATAL_CODE: Ro, 0x0010 = 0;
@@ -133,12 +133,19 @@ registers! {
     DB_EVQ_HEAD: Db, 0x0080 = 0;
     DB_RX_TAIL: Db, 0x0400 + 0x100 = 0;
     DB_TX_TAIL: Db, 0x0440 + 0x100 = 0;
+    DB_RX_DONE: Db, 0x0480 + 0x100 = 0;
 }
 
 /// CTRL and queue control: enable.
 pub(crate) const ENABLE: u32 = 1;
 /// SLOWQ_CTRL: RX and TX.
 pub(crate) const SLOWQ_ENABLE: u32 = 3;
+/// SLOWQ_CTRL: order across the slow path, of devices of revision 1.2 and later.
+pub(crate) const SLOWQ_ORDER: u32 = 4;
+/// VERSION: minor.
+pub(crate) const VERSION_MINOR: u32 = 0xffff;
+/// Minor version from which on there is [`SLOWQ_ORDER`].
+pub(crate) const MINOR_ORDER: u32 = 2;
 /// STATUS: registers answer.
 pub(crate) const STATUS_READY: u32 = 1;
 /// STATUS: CTRL.ENABLE as the device obeys it.
@@ -156,7 +163,7 @@ pub(crate) const MAX_PORTS: u32 = 95;
 
 const _: () = {
     assert!(SLOWQ_CTRL.of(MAX_SLOWQ - 1).offset + 4 <= 0x1000, "slow queues end before the ports");
-    assert!(DB_TX_TAIL.of(MAX_SLOWQ - 1).offset + 4 <= BAR2_SIZE);
+    assert!(DB_RX_DONE.of(MAX_SLOWQ - 1).offset + 4 <= BAR2_SIZE);
     assert!(PORT_STATUS.of(MAX_PORTS).offset + 0x44 <= BAR0_SIZE);
 };
 

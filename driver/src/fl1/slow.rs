@@ -55,6 +55,11 @@ impl RxQueue {
         Ok(self.completions.restart(from_device)?)
     }
 
+    /// Completions taken since the queue was enabled; wraps.
+    pub(crate) fn received(&self) -> u32 {
+        self.completions.head
+    }
+
     /// Posts every buffer that is free.
     pub(crate) fn post(&mut self, regs: &Regs, queue: u32) -> Result<(), NicError> {
         let all = self.completions.head.wrapping_add(self.completions.elements);
@@ -179,6 +184,19 @@ impl TxQueue {
             return Err(format!("transmit index {word:#x} outside {:#x}..={:#x}", self.head, self.tail));
         }
         Ok(sent as usize)
+    }
+
+    /// Frames queued since the queue was enabled; wraps.
+    pub(crate) fn queued(&self) -> u32 {
+        self.tail
+    }
+
+    /// True if everything was sent that was in the ring when [`Self::queued`] was `queued`. An index that cannot be is
+    /// dealt with when the ring is next used.
+    pub(crate) fn has_sent(&self, from_device: &Arena, queued: u32) -> bool {
+        let behind = queued.wrapping_sub(self.head);
+        // A mark before `head` was reaped, and so sent.
+        behind > self.elements || self.sent(from_device).is_ok_and(|sent| sent >= behind as usize)
     }
 
     /// Frees what the device has sent, but for the last frame: a device that fails while it sends one takes its index

@@ -20,6 +20,7 @@ impl Fl1 {
         self.take_completions()?;
         self.take_events()?;
         self.send_reads()?;
+        self.order.advance(&self.regs, &self.tx, &self.memory.from_device)?;
         self.health.polls = self.health.polls.saturating_add(1);
         let now = self.config.platform.now_ns();
         let elapsed = now.saturating_sub(self.health.checked_at);

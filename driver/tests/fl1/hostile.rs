@@ -274,6 +274,7 @@ fn drive(script: Script) -> (bool, bool) {
         check_interval: Duration::from_micros(20),
         hang_deadline: Duration::from_millis(1),
         deadline: Duration::from_millis(5),
+        order: true,
     };
     let mut nic = match Fl1::open(function.clone(), config) {
         Ok(nic) => nic,

@@ -5,6 +5,7 @@
 mod faults;
 mod harness;
 mod hostile;
+mod order;
 mod packets;
 mod tunnels;
 mod updates;
