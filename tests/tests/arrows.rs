@@ -43,6 +43,7 @@ fn every_arrow_is_one_that_the_design_draws() {
         ("flowlift-softpath", &["flowlift-flow"][..]),
         ("flowlift-sim", &["flowlift-bus", "flowlift-port"][..]),
         ("flowlift-ovs", &["flowlift-flow"][..]),
+        ("flowlift-preload", &["flowlift-ovs"][..]),
         ("flowlift-offload", &["flowlift-driver", "flowlift-flow"][..]),
         (
             "flowlift",
@@ -91,6 +92,7 @@ fn unsafe_lives_where_the_design_says() {
     let homes = [
         "driver/bus/src",
         "driver/src/vfio",
+        "offload/preload/src",
         "softpath/port/src",
         "softpath/src/table/rcu.rs",
         "softpath/src/isa.rs",

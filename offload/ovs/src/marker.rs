@@ -25,6 +25,11 @@
 /// Port ID that the server binds unless it is told otherwise. The kernel gives away process IDs (below 2^22) and, past
 /// those, IDs with the highest bit set; this one lies between.
 pub const SERVER_PORT_ID: u32 = 0x464c_0001;
+/// Environment variable with another port ID of the server, decimal: for several in one network namespace.
+pub const PORT_ID_VARIABLE: &str = "FLOWLIFT_NETLINK_PORT";
+/// Smallest `nlmsg_type` of the server's families: the kernel's end at 1023 (`GENL_MAX_ID`), so that a message's type tells
+/// the library who it is for. A request to nlctrl is for the server if it names an OVS family, or one by such an ID.
+pub const FAMILY_ID_MIN: u16 = 1024;
 /// First of the port IDs that a client's library may bind; the last is [`CLIENT_PORT_IDS_END`] - 1.
 pub const CLIENT_PORT_IDS: u32 = 0x0100_0000;
 /// End of the clients' port IDs.

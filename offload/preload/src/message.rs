@@ -1,6 +1,6 @@
 //! Message headers of the C library, and what stands in messages.
 
-use flowlift_ovs::marker::{AGENT_PORT_ID, FAMILY_ID_MIN, MARKER_TYPE, PORT_ID_VARIABLE};
+use flowlift_ovs::marker::{self, FAMILY_ID_MIN, PORT_ID_VARIABLE, SERVER_PORT_ID};
 use flowlift_ovs::nla::attrs;
 use libc::{iovec, msghdr, sockaddr_nl};
 use std::sync::OnceLock;
@@ -34,7 +34,7 @@ impl Target {
         let Some(&[k0, k1]) = head.get(4..6) else { return Self::Kernel };
         match u16::from_ne_bytes([k0, k1]) {
             NLCTRL if Self::names_ovs(head) => Self::Lookup,
-            MARKER_TYPE => Self::Kernel,
+            marker::TYPE => Self::Kernel,
             kind if kind >= FAMILY_ID_MIN => Self::Agent,
             _ => Self::Kernel,
         }
@@ -66,7 +66,7 @@ pub(crate) fn agent() -> sockaddr_nl {
     static PORT_ID: OnceLock<u32> = OnceLock::new();
     let port_id = *PORT_ID.get_or_init(|| {
         let other = std::env::var(PORT_ID_VARIABLE).ok().and_then(|text| text.parse().ok());
-        other.filter(|id| *id != 0).unwrap_or(AGENT_PORT_ID)
+        other.filter(|id| *id != 0).unwrap_or(SERVER_PORT_ID)
     });
     // SAFETY: all zeros are a valid `sockaddr_nl`, which is integers.
     let mut address: sockaddr_nl = unsafe { std::mem::zeroed() };
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(Target::of(&request(NLCTRL, &[])), Target::Kernel, "a dump of all families");
         assert_eq!(Target::of(&request(FAMILY_ID_MIN, &[])), Target::Agent);
         assert_eq!(Target::of(&request(FAMILY_ID_MIN - 1, &[])), Target::Kernel);
-        assert_eq!(Target::of(&request(MARKER_TYPE, &[])), Target::Kernel, "no program's to send");
+        assert_eq!(Target::of(&request(marker::TYPE, &[])), Target::Kernel, "no program's to send");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The C library's own functions, behind those of this library.
 
-use libc::{c_char, c_int, c_uint, c_void, msghdr, size_t, sockaddr, socklen_t, ssize_t};
+use libc::{c_int, c_uint, c_void, msghdr, size_t, sockaddr, socklen_t, ssize_t};
 use std::ffi::CStr;
 use std::sync::OnceLock;
 
@@ -22,37 +22,39 @@ pub(crate) struct Real {
 
 /// The next definition of a symbol after this library's. A C library without it is none that a program could have been
 /// linked with, and nothing can be done then.
-fn next(name: &CStr) -> *mut c_void {
+///
+/// # Safety
+/// `T` is a pointer to a function of the type that C's headers declare under this name.
+unsafe fn next<T: Copy>(name: &CStr) -> T {
+    const { assert!(size_of::<T>() == size_of::<*mut c_void>()) };
     // SAFETY: the name is a C string, and RTLD_NEXT asks for definitions in libraries after this one.
-    let symbol = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast::<c_char>()) };
+    let symbol = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
     if symbol.is_null() {
         std::process::abort();
     }
-    symbol
+    // SAFETY: the symbol is that function, and pointers to functions are as long as others.
+    unsafe { std::mem::transmute_copy(&symbol) }
 }
 
 /// The functions, looked up once.
 #[inline]
 pub(crate) fn get() -> &'static Real {
     static REAL: OnceLock<Real> = OnceLock::new();
-    REAL.get_or_init(|| {
-        macro_rules! function {
-            // SAFETY: the symbol is the C library's function of this name, whose type C's headers declare as the field's.
-            ($name:literal) => { unsafe { std::mem::transmute::<*mut c_void, _>(next($name)) } };
-        }
+    // SAFETY: each field is declared above as socket(2), close(2) and so on declare the function of its name.
+    REAL.get_or_init(|| unsafe {
         Real {
-            socket: function!(c"socket"),
-            close: function!(c"close"),
-            close_range: function!(c"close_range"),
-            connect: function!(c"connect"),
-            send: function!(c"send"),
-            sendmsg: function!(c"sendmsg"),
-            recv: function!(c"recv"),
-            recvmsg: function!(c"recvmsg"),
-            dup: function!(c"dup"),
-            dup2: function!(c"dup2"),
-            dup3: function!(c"dup3"),
-            fcntl: function!(c"fcntl"),
+            socket: next(c"socket"),
+            close: next(c"close"),
+            close_range: next(c"close_range"),
+            connect: next(c"connect"),
+            send: next(c"send"),
+            sendmsg: next(c"sendmsg"),
+            recv: next(c"recv"),
+            recvmsg: next(c"recvmsg"),
+            dup: next(c"dup"),
+            dup2: next(c"dup2"),
+            dup3: next(c"dup3"),
+            fcntl: next(c"fcntl"),
         }
     })
 }

@@ -7,7 +7,7 @@ use crate::message::{agent, header};
 use crate::route::probe;
 use crate::sockets::{Socket, is_blocking};
 use crate::{errno, fail, real};
-use flowlift_ovs::marker::{MARKER_LEN, cookie};
+use flowlift_ovs::marker::{self, cookie};
 use libc::{c_int, cmsghdr, iovec, msghdr, sockaddr_nl, ssize_t, timeval, ucred};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -85,13 +85,7 @@ fn await_message(fd: c_int) -> Result<(), c_int> {
     let mut length = size_of::<timeval>() as libc::socklen_t;
     // SAFETY: the value is writable and as long as `length` says.
     unsafe {
-        libc::getsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw mut limit).cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw mut limit).cast(), &raw mut length)
     };
     let limit_ms = limit.tv_sec.saturating_mul(1000).saturating_add(limit.tv_usec / 1000);
     let timeout = if limit_ms == 0 { -1 } else { c_int::try_from(limit_ms).unwrap_or(c_int::MAX) };
@@ -122,16 +116,16 @@ fn readable(fd: c_int, timeout: c_int) -> Result<bool, c_int> {
 /// # Safety
 /// The message's pointers have the lengths that it says, all writable.
 unsafe fn try_receive(fd: c_int, socket: &Socket, message: &mut msghdr, flags: c_int) -> Outcome {
-    let theirs: &[iovec] = match message.msg_iovlen as usize {
+    let theirs: &[iovec] = match message.msg_iovlen {
         0 => &[],
         // SAFETY: the caller's parts, as many as the message says.
         count => unsafe { std::slice::from_raw_parts(message.msg_iov, count) },
     };
     // A marker must be seen whole, so a place that is too small for one gets a longer one in front.
-    let mut beginning = [0u8; MARKER_LEN];
+    let mut beginning = [0u8; marker::LEN];
     let theirs_len: usize = theirs.iter().map(|part| part.iov_len).sum();
-    let short = theirs_len < MARKER_LEN;
-    let own = iovec { iov_base: beginning.as_mut_ptr().cast(), iov_len: MARKER_LEN };
+    let short = theirs_len < marker::LEN;
+    let own = iovec { iov_base: beginning.as_mut_ptr().cast(), iov_len: marker::LEN };
     let mut inner = if short { header(&raw const own, 1) } else { header(theirs.as_ptr(), theirs.len()) };
     // SAFETY: all zeros are a valid `sockaddr_nl`, which is integers.
     let mut source: sockaddr_nl = unsafe { std::mem::zeroed() };
@@ -144,13 +138,14 @@ unsafe fn try_receive(fd: c_int, socket: &Socket, message: &mut msghdr, flags: c
     // SAFETY: the message names a source, parts and control messages, all writable and alive until the return.
     let result = unsafe { (real::get().recvmsg)(fd, &raw mut inner, real_flags) };
     let Ok(whole_len) = usize::try_from(result) else { return Outcome::Failed(errno()) };
-    if !short && whole_len >= MARKER_LEN {
+    if !short && whole_len >= marker::LEN {
         // SAFETY: at least that many bytes were written to the parts.
         unsafe { scatter_gather(theirs, Direction::From, &mut beginning) };
     }
     // SAFETY: the kernel filled in the control messages of `inner`.
     let trusted = unsafe { is_trusted(&inner, &source) };
-    let mark = if whole_len == MARKER_LEN && source.nl_pid == agent().nl_pid { cookie(&beginning) } else { None };
+    let mark =
+        if whole_len == marker::LEN && source.nl_pid == agent().nl_pid { cookie(&beginning) } else { None };
     if !trusted || mark.is_some() {
         if flags & libc::MSG_PEEK != 0 {
             // It was only looked at; this one read takes it away.
@@ -158,7 +153,7 @@ unsafe fn try_receive(fd: c_int, socket: &Socket, message: &mut msghdr, flags: c
             unsafe { (real::get().recv)(fd, std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };
         }
         return match mark.filter(|_| trusted) {
-            Some(cookie) => answered(socket, cookie),
+            Some(cookie) => answered(socket, u64::from_ne_bytes(cookie)),
             None => Outcome::Swallowed,
         };
     }
@@ -273,15 +268,14 @@ unsafe fn hand_over(message: &mut msghdr, inner: &msghdr, source: &sockaddr_nl) 
         };
         message.msg_namelen = size_of_val(source) as _;
     }
-    let room = if message.msg_control.is_null() { 0 } else { message.msg_controllen as usize };
+    let room = if message.msg_control.is_null() { 0 } else { message.msg_controllen };
     let mut used = 0;
     // SAFETY: the same contract.
     for control in unsafe { ControlMessages::new(inner) } {
         if control.cmsg_level == libc::SOL_SOCKET && control.cmsg_type == libc::SCM_CREDENTIALS {
             continue;
         }
-        let (len, space) =
-            (control.cmsg_len as usize, (control.cmsg_len as usize).next_multiple_of(size_of::<usize>()));
+        let (len, space) = (control.cmsg_len, control.cmsg_len.next_multiple_of(size_of::<usize>()));
         if used + len > room {
             message.msg_flags |= libc::MSG_CTRUNC;
             break;

@@ -3,7 +3,7 @@
 use crate::message::{HEAD, Target, agent, header};
 use crate::sockets::Socket;
 use crate::{errno, fail, real};
-use flowlift_ovs::marker::{MARKER_LEN, marker};
+use flowlift_ovs::marker::{self, marker};
 use libc::{c_int, iovec, msghdr, ssize_t};
 use std::sync::atomic::Ordering;
 
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 /// # Safety
 /// The message's pointers have the lengths that it says.
 pub(crate) unsafe fn send(fd: c_int, socket: &Socket, message: &mut msghdr, flags: c_int) -> ssize_t {
-    let parts: &[iovec] = match message.msg_iovlen as usize {
+    let parts: &[iovec] = match message.msg_iovlen {
         0 => &[],
         // SAFETY: the caller's parts, as many as the message says.
         count => unsafe { std::slice::from_raw_parts(message.msg_iov, count) },
@@ -61,11 +61,11 @@ unsafe fn to_agent(fd: c_int, socket: &Socket, parts: &[iovec], flags: c_int) ->
     let len: usize = parts.iter().map(|part| part.iov_len).sum();
     // Messages begin at multiples of 4.
     let gap = len.next_multiple_of(4) - len;
-    let mut tail = [0; 3 + MARKER_LEN];
-    tail[gap..gap + MARKER_LEN].copy_from_slice(&marker(cookie));
+    let mut tail = [0; 3 + marker::LEN];
+    tail[gap..gap + marker::LEN].copy_from_slice(&marker(cookie.to_ne_bytes()));
     let mut all = Vec::with_capacity(parts.len() + 1);
     all.extend_from_slice(parts);
-    all.push(iovec { iov_base: tail.as_mut_ptr().cast(), iov_len: gap + MARKER_LEN });
+    all.push(iovec { iov_base: tail.as_mut_ptr().cast(), iov_len: gap + marker::LEN });
     let mut address = agent();
     let mut message = header(all.as_ptr(), all.len());
     message.msg_name = (&raw mut address).cast();
@@ -82,7 +82,7 @@ unsafe fn to_agent(fd: c_int, socket: &Socket, parts: &[iovec], flags: c_int) ->
 /// Asks the agent for a sign of life: a marker alone. It answers in its turn.
 pub(crate) fn probe(fd: c_int, socket: &Socket) -> Result<(), c_int> {
     let cookie = socket.sent.fetch_add(1, Ordering::AcqRel) + 1;
-    let bytes = marker(cookie);
+    let bytes = marker(cookie.to_ne_bytes());
     let part = iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut address = agent();
     let mut message = header(&raw const part, 1);

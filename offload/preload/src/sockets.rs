@@ -3,6 +3,7 @@
 //! A bit per descriptor answers for all the others, without a lock.
 
 use crate::{errno, fail, real};
+use flowlift_ovs::marker::{CLIENT_PORT_IDS, CLIENT_PORT_IDS_END};
 use libc::{c_int, c_uint, sockaddr_nl, socklen_t};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,10 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// Descriptors that are looked after; a socket beyond is left to the kernel.
 const DESCRIPTORS: usize = 1 << 20;
-/// Port IDs that sockets get: the upper half, but for what the kernel gives when a process ID is taken.
-const PORT_ID_BASE: u32 = 0x8000_0000;
-const PORT_ID_MASK: u32 = 0x3fff_ffff;
-/// Port IDs that are tried: a billion of them make a second try unlikely already.
+/// Port IDs that are tried: with a billion of them a second try is unlikely already.
 const TRIES: usize = 16;
 
 static KNOWN: [AtomicU64; DESCRIPTORS / 64] = [const { AtomicU64::new(0) }; DESCRIPTORS / 64];
@@ -136,9 +134,11 @@ fn bind(fd: c_int) -> Result<(), c_int> {
         if unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) } != 4 {
             return Err(errno());
         }
-        address.nl_pid = PORT_ID_BASE | u32::from_ne_bytes(random) & PORT_ID_MASK;
+        let range = CLIENT_PORT_IDS_END - CLIENT_PORT_IDS;
+        address.nl_pid = CLIENT_PORT_IDS + u32::from_ne_bytes(random) % range;
         // SAFETY: the address is a whole `sockaddr_nl`, and its size is told.
-        if unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<sockaddr_nl>() as socklen_t) } == 0 {
+        if unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<sockaddr_nl>() as socklen_t) } == 0
+        {
             return Ok(());
         }
         if errno() != libc::EADDRINUSE {
@@ -164,8 +164,9 @@ fn pass_credentials(fd: c_int) -> Result<(), c_int> {
     if result == 0 { Ok(()) } else { Err(errno()) }
 }
 
-/// What the kernel says of the real functions' success, for callers in this crate.
+/// True if a read with these flags waits for a message.
 pub(crate) fn is_blocking(fd: c_int, flags: c_int) -> bool {
     // SAFETY: F_GETFL takes no argument.
-    flags & libc::MSG_DONTWAIT == 0 && unsafe { (real::get().fcntl)(fd, libc::F_GETFL) } & libc::O_NONBLOCK == 0
+    flags & libc::MSG_DONTWAIT == 0
+        && unsafe { (real::get().fcntl)(fd, libc::F_GETFL) } & libc::O_NONBLOCK == 0
 }
