@@ -1,4 +1,5 @@
 //! What scenarios across crates share.
 
 pub mod frames;
+pub mod hostile;
 pub mod ovs;

@@ -177,6 +177,7 @@ impl Fl1 {
     fn bring_up(&mut self, iovas: &mut IovaAllocator) -> Result<(), NicError> {
         let now = self.config.platform.now_ns();
         self.health = Health {
+            began_at: now,
             checked_at: now,
             beat_at: now,
             progress_at: now,
@@ -354,19 +355,19 @@ impl Fl1 {
         what: &str,
         mut done: impl FnMut(&mut Self) -> Result<bool, NicError>,
     ) -> Result<(), NicError> {
-        let start = self.config.platform.now_ns();
+        let since = self.health.began_at;
         for _ in 0..TURNS {
             if done(self)? {
                 return Ok(());
             }
-            if u128::from(self.config.platform.now_ns().saturating_sub(start))
+            if u128::from(self.config.platform.now_ns().saturating_sub(since))
                 > self.config.deadline.as_nanos()
             {
                 break;
             }
             self.config.platform.relax();
         }
-        Err(self.failed(format!("no {what} within {:?}", self.config.deadline)))
+        Err(self.failed(format!("no {what} within {:?} of starting it up", self.config.deadline)))
     }
 }
 

@@ -22,6 +22,7 @@ pub mod fuzz;
 mod order;
 mod readback;
 mod regs;
+mod seen;
 mod slow;
 mod turn;
 mod wire;
@@ -38,6 +39,7 @@ use nix::sys::eventfd::EventFd;
 use order::Order;
 use readback::ReadBack;
 use regs::Regs;
+use seen::Seen;
 use slow::{RxQueue, TxQueue};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -163,12 +165,21 @@ struct Table {
     busy: Vec<u64>,
     /// Entries installed.
     used: u32,
+    /// Counters as last read.
+    seen: Seen,
 }
 
 impl Table {
     fn new(info: TableInfo, page: Offset) -> Self {
         let n = info.caps.max_entries as usize;
-        Self { info, page, generations: vec![0; n], busy: vec![0; n.div_ceil(64)], used: 0 }
+        Self {
+            info,
+            page,
+            generations: vec![0; n],
+            busy: vec![0; n.div_ceil(64)],
+            used: 0,
+            seen: Seen::new(n),
+        }
     }
     fn is_busy(&self, index: u32) -> bool {
         self.busy.get(index as usize / 64).is_some_and(|w| w & 1 << (index % 64) != 0)
@@ -199,6 +210,8 @@ struct Memory {
 /// Heartbeat and progress as last seen.
 #[derive(Default)]
 struct Health {
+    /// When bring-up began: all of it has one deadline.
+    began_at: u64,
     checked_at: u64,
     polls: u32,
     beat: u32,
@@ -346,7 +359,11 @@ impl Fl1 {
             Err(e) if self.state == NicState::Ready => {
                 tracing::warn!(nic = self.regs.name(), error = %e, "the NIC failed");
                 self.state = NicState::Failed;
-                self.failure = Some(e.to_string());
+                // Errors that come of it name device and failure themselves.
+                self.failure = Some(match e {
+                    NicError::Failed { why, .. } | NicError::Lies { what: why, .. } => why.clone(),
+                    other => other.to_string(),
+                });
             }
             Err(_) => {}
         }
@@ -622,11 +639,14 @@ impl Fl1 {
         let at = t.page + id.index as usize * bringup::PAGE_RECORD;
         let mem = self.pages.as_ref()?.mem();
         let word = |n: usize| mem.load_u64(at + n * 8, Ordering::Acquire).ok();
-        Some(EntryCounters {
+        let said = EntryCounters {
             packets: word(0)?,
             bytes: word(1)?,
             used_ns: word(2)?,
             tcp_flags: word(3)? as u16,
-        })
+        };
+        // While an update is in flight they may be of the entry before or after it.
+        let installed = t.generation(id.index) != 0 && !t.is_busy(id.index);
+        Some(if installed { t.seen.check(id.index, said) } else { said })
     }
 }

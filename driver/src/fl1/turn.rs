@@ -130,11 +130,15 @@ impl Fl1 {
         };
         let counters = (matches!(p.task, Task::Delete(_)) && result == UpdateStatus::Ok).then(|| {
             if ok {
-                EntryCounters {
+                let last = EntryCounters {
                     packets: c.packets.get(),
                     bytes: c.bytes.get(),
                     used_ns: c.used_ns.get(),
                     tcp_flags: c.tcp_flags.get(),
+                };
+                match self.table(id.table) {
+                    Some(t) if known != 0 => t.seen.check(id.index, last),
+                    _ => last,
                 }
             } else {
                 // The page keeps an entry's last counters after its deletion.
@@ -146,6 +150,9 @@ impl Fl1 {
             t.set_busy(id.index, false);
             if let Some(generation) = now_holds {
                 t.set_generation(id.index, generation);
+                if matches!(p.task, Task::Insert(..)) {
+                    t.seen.restart(id.index);
+                }
             }
         }
         self.results.push(UpdateResult { cookie: p.cookie, status: result, counters });
@@ -221,6 +228,14 @@ impl Fl1 {
         let still = u128::from(now.saturating_sub(self.health.beat_at));
         if still >= self.config.hang_deadline.as_nanos() && self.health.beat_checks > BEAT_CHECKS {
             return Err(self.failed("it hangs: no heartbeat"));
+        }
+        for n in 0..self.tables.len() {
+            let Some((t, index)) = self.tables.get(n).and_then(|t| Some((t, t.seen.take_backwards()?)))
+            else {
+                continue;
+            };
+            let table = t.info.caps.id.0;
+            self.impossible(|| format!("counters of entry {index} of table {table} ran backwards"))?;
         }
         let lost = self.regs.get(regs::EVENTS_LOST)?;
         if lost != self.health.events_lost {

@@ -4,7 +4,6 @@
 
 mod faults;
 mod harness;
-mod hostile;
 mod order;
 mod packets;
 mod tunnels;
