@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod faults;
+mod figures;
 mod harness;
 mod order;
 mod packets;
