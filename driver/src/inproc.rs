@@ -6,7 +6,8 @@
 //! or in another.
 //!
 //! Locking: register accesses and steps take the model's lock; config space, interrupts and the IOMMU have their own,
-//! each taken last and never held across a call into the model. Mapped BARs are plain shared memory and take none.
+//! each taken last and never held across a call into the model. Mapped BARs are plain shared memory and take none. A
+//! register access goes before the next step, however fast steps follow one another.
 
 use flowlift_bus::{
     BarAccess, BarSpec, BarWindow, BusError, ConfigSpace, DeviceModel, DmaBus, DmaDirection, DmaDomain,
@@ -16,13 +17,16 @@ use flowlift_bus::{
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Page size of the modelled IOMMU in bytes.
 const PAGE: u64 = 4096;
 /// DMA faults kept for reading; older ones are only counted.
 const FAULTS_KEPT: usize = 64;
+
+/// Rounds that a thread spins for the other one before it sleeps or goes ahead: longer than most steps take.
+const SPINS: u32 = 4096;
 
 /// Locks, also after a panic elsewhere: the data are plain values that no panic leaves half-written.
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -260,6 +264,8 @@ impl IrqSink for SharedIrqs {
 struct Inner<D> {
     name: String,
     model: Mutex<D>,
+    /// Register accesses that wait for the model.
+    waiting: AtomicUsize,
     config: Mutex<ConfigSpace>,
     bars: Vec<(BarSpec, Option<DmaMem>)>,
     irqs: Arc<Irqs>,
@@ -274,6 +280,21 @@ impl<D: DeviceModel> Inner<D> {
     /// True while the function answers on its BARs.
     fn answers(&self) -> bool {
         self.memory.load(Ordering::Acquire) && !self.iommu.gone.load(Ordering::Acquire)
+    }
+    /// The model, for a register access. A step takes microseconds, and a thread that went to sleep would miss the moment
+    /// between two of them, again and again.
+    fn registers(&self) -> MutexGuard<'_, D> {
+        if let Ok(model) = self.model.try_lock() {
+            return model;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut spins = (0..SPINS).filter_map(|_| {
+            std::hint::spin_loop();
+            self.model.try_lock().ok()
+        });
+        let model = spins.next().unwrap_or_else(|| lock(&self.model));
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        model
     }
     fn gone(&self) -> bool {
         self.iommu.gone.load(Ordering::Acquire)
@@ -323,6 +344,7 @@ impl<D: DeviceModel + 'static> InProc<D> {
             inner: Arc::new(Inner {
                 name: config.name,
                 model: Mutex::new(model),
+                waiting: AtomicUsize::new(0),
                 config: Mutex::new(space),
                 bars,
                 irqs,
@@ -336,6 +358,12 @@ impl<D: DeviceModel + 'static> InProc<D> {
 
     /// The model, to be stepped or inspected. Register accesses wait meanwhile.
     pub fn model(&self) -> MutexGuard<'_, D> {
+        for _ in 0..SPINS {
+            if self.inner.waiting.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            std::hint::spin_loop();
+        }
         lock(&self.inner.model)
     }
 
@@ -399,7 +427,7 @@ impl<D: DeviceModel> BarWindow for Window<D> {
             }
             None => {
                 let mut b = [0; 8];
-                lock(&self.inner.model).region_read(self.spec.index, offset, &mut b[..width]);
+                self.inner.registers().region_read(self.spec.index, offset, &mut b[..width]);
                 Ok(u64::from_le_bytes(b))
             }
         }
@@ -418,7 +446,7 @@ impl<D: DeviceModel> BarWindow for Window<D> {
             }
             None => {
                 let bytes = value.to_le_bytes();
-                lock(&self.inner.model).region_write(self.spec.index, offset, &bytes[..width]);
+                self.inner.registers().region_write(self.spec.index, offset, &bytes[..width]);
                 Ok(())
             }
         }

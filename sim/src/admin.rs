@@ -53,8 +53,8 @@ impl Admin {
     }
 }
 
-/// How a command ended: status and detail, besides what goes into the completion anyway.
-type Outcome = Result<Completion, (Status, u32)>;
+/// How a command ended, besides what it left in the completion: status and detail of a refusal.
+type Outcome = Result<(), (Status, u32)>;
 
 fn refused(e: TableError, max_entries: u32, key_bytes: usize) -> (Status, u32, u32) {
     match e {
@@ -84,7 +84,10 @@ impl Fl1 {
             let mut slots = std::mem::take(&mut self.admin.fetched);
             slots.resize(n as usize * SLOT, 0);
             let ran = match self.fetch_slots(&mut slots) {
-                Ok(()) => self.run_batch(&slots, budget - done),
+                Ok(()) => {
+                    self.touch(&slots);
+                    self.run_batch(&slots, budget - done)
+                }
                 Err(fault) => {
                     self.die_of(FatalCode::AdminFetch, fault);
                     0
@@ -110,6 +113,30 @@ impl Fl1 {
             self.host.read(&mut self.faults, self.asq.base(0), second)?;
         }
         Ok(())
+    }
+
+    /// Reads the table memory that the commands in `slots` are about to use. It changes nothing; but what one after the
+    /// other would wait for, these reads wait for together.
+    fn touch(&self, slots: &[u8]) {
+        let mut hashes = [(0u16, 0u32); BATCH as usize];
+        let mut number = 0;
+        let mut rest = slots;
+        while let (Ok(c), Some(place)) = (decode_command(rest), hashes.get_mut(number)) {
+            rest = rest.get(usize::from(c.slots) * SLOT..).unwrap_or(&[]);
+            let Some(table) = self.tables.get(usize::from(c.table)) else { continue };
+            let hash = match c.opcode {
+                Opcode::Insert => table.touch_new(c.entry, c.key, c.mask),
+                Opcode::Delete | Opcode::Replace => table.touch_entry(c.entry),
+                _ => continue,
+            };
+            *place = (c.table, hash);
+            number += 1;
+        }
+        let read = hashes
+            .iter()
+            .take(number)
+            .filter_map(|&(table, hash)| Some(self.tables.get(usize::from(table))?.touch_hash(hash)));
+        std::hint::black_box(read.fold(0, std::ops::BitXor::bitxor));
     }
 
     /// Runs the commands in `slots`, fetched from the device's index on; gives how many.
@@ -224,35 +251,37 @@ impl Fl1 {
     }
 
     fn execute(&mut self, c: &Command<'_>) -> Completion {
+        let mut done = Completion::new(c.opcode as u8, c.cookie, Status::Ok, 0);
         let outcome = match c.opcode {
-            Opcode::Nop => Ok(Completion::new(0, 0, Status::Ok, 0)),
+            Opcode::Nop => Ok(()),
             Opcode::MeterSet => self.meter_set(c),
-            Opcode::MeterRead => self.meter_read(c),
-            Opcode::Caps => self.capabilities(c),
+            Opcode::MeterRead => self.meter_read(c, &mut done),
+            Opcode::Caps => self.capabilities(c, &mut done),
             _ if usize::from(c.table) >= self.tables.len() => Err((Status::BadTable, 0)),
-            Opcode::Insert => self.insert(c),
-            Opcode::Replace => self.replace(c),
-            Opcode::Delete => self.delete(c),
-            Opcode::ReadEntry => self.read_entry(c),
-            Opcode::Counters => self.counters(c),
+            Opcode::Insert => self.insert(c, &mut done),
+            Opcode::Replace => self.replace(c, &mut done),
+            Opcode::Delete => self.delete(c, &mut done),
+            Opcode::ReadEntry => self.read_entry(c, &mut done),
+            Opcode::Counters => self.counters(c, &mut done),
             Opcode::FlushTable => {
-                let mut done = Completion::new(0, 0, Status::Ok, 0);
                 done.result = self.tables[usize::from(c.table)].flush();
                 self.watch_pressure(usize::from(c.table));
-                Ok(done)
+                Ok(())
             }
             Opcode::CounterPage => self.counter_page(c),
         };
-        let mut done = outcome.unwrap_or_else(|(status, detail)| Completion::new(0, 0, status, detail));
-        (done.opcode, done.cookie) = (c.opcode as u8, c.cookie);
+        if let Err((status, detail)) = outcome {
+            (done.status, done.detail) = (status, detail);
+        }
         done
     }
 
-    /// A table's refusal as a completion.
-    fn table_refusal(&self, table: u16, e: TableError) -> Completion {
+    /// A table's refusal, with the generation that goes into the completion.
+    fn refusal(&self, table: u16, e: TableError, done: &mut Completion) -> (Status, u32) {
         let spec = &self.tables[usize::from(table)].spec;
         let (status, detail, generation) = refused(e, spec.max_entries, spec.key_bytes);
-        Completion { generation, ..Completion::new(0, 0, status, detail) }
+        done.generation = generation;
+        (status, detail)
     }
 
     fn check_actions(&self, c: &Command<'_>) -> Result<(), (Status, u32)> {
@@ -266,7 +295,7 @@ impl Fl1 {
         if c.actions.len() / UNIT > max as usize { Err((Status::TooManyActions, max)) } else { Ok(()) }
     }
 
-    fn insert(&mut self, c: &Command<'_>) -> Outcome {
+    fn insert(&mut self, c: &Command<'_>, done: &mut Completion) -> Outcome {
         let now = self.now;
         let at = usize::from(c.table);
         let new = NewEntry {
@@ -278,18 +307,11 @@ impl Fl1 {
             mask: c.mask,
             actions: c.actions,
         };
-        if let Err(e) = self.tables[at].check_insert(c.entry, &new) {
-            return Ok(self.table_refusal(c.table, e));
-        }
+        self.tables[at].check_insert(c.entry, &new).map_err(|e| self.refusal(c.table, e, done))?;
         self.check_units(c)?;
-        let matched = match self.tables[at].check_match(&new) {
-            Ok(m) => m,
-            Err(e) => return Ok(self.table_refusal(c.table, e)),
-        };
+        let matched = self.tables[at].check_match(&new).map_err(|e| self.refusal(c.table, e, done))?;
         self.check_actions(c)?;
-        if let Err(e) = self.tables[at].check_room(&matched, c.priority) {
-            return Ok(self.table_refusal(c.table, e));
-        }
+        self.tables[at].check_room(&matched, &new).map_err(|e| self.refusal(c.table, e, done))?;
         if self.faults.strike(FaultKind::TableFull, u64::from(c.entry)) {
             return Err((Status::TableFull, 0));
         }
@@ -304,34 +326,31 @@ impl Fl1 {
             self.admin.ageing.insert((due, c.table, c.entry, now));
         }
         self.watch_pressure(at);
-        Ok(Completion { generation: c.generation, ..Completion::new(0, 0, Status::Ok, 0) })
+        done.generation = c.generation;
+        Ok(())
     }
 
-    fn replace(&mut self, c: &Command<'_>) -> Outcome {
+    fn replace(&mut self, c: &Command<'_>, done: &mut Completion) -> Outcome {
         let at = usize::from(c.table);
-        match self.tables[at].existing(c.entry) {
-            Err(e) => return Ok(self.table_refusal(c.table, e)),
-            Ok(e) if e.damaged => {
-                let e = TableError::Parity { generation: e.generation };
-                return Ok(self.table_refusal(c.table, e));
-            }
-            Ok(_) => {}
+        let e = self.tables[at].existing(c.entry).map_err(|e| self.refusal(c.table, e, done))?;
+        if e.damaged() {
+            let e = TableError::Parity { generation: e.generation };
+            return Err(self.refusal(c.table, e, done));
         }
         self.check_units(c)?;
         self.check_actions(c)?;
         self.tables[at].replace(c.entry, c.generation, c.actions);
-        Ok(Completion { generation: c.generation, ..Completion::new(0, 0, Status::Ok, 0) })
+        done.generation = c.generation;
+        Ok(())
     }
 
-    fn delete(&mut self, c: &Command<'_>) -> Outcome {
+    fn delete(&mut self, c: &Command<'_>, done: &mut Completion) -> Outcome {
         let at = usize::from(c.table);
-        if let Err(e) = self.tables[at].check_id(c.entry) {
-            return Ok(self.table_refusal(c.table, e));
-        }
-        let Some(e) = self.tables[at].delete(c.entry) else { return Err((Status::NotFound, 0)) };
+        self.tables[at].check_id(c.entry).map_err(|e| self.refusal(c.table, e, done))?;
+        let e = self.tables[at].delete(c.entry).ok_or((Status::NotFound, 0))?;
         self.watch_pressure(at);
-        let done = Completion::new(0, 0, Status::Ok, 0);
-        Ok(Completion { counters: e.counters, generation: e.generation, ..done })
+        (done.counters, done.generation) = (e.counters, e.generation);
+        Ok(())
     }
 
     /// Checks a host buffer.
@@ -346,15 +365,12 @@ impl Fl1 {
         self.host.write(&mut self.faults, iova, data).map_err(|_| (Status::DmaFault, 0))
     }
 
-    fn read_entry(&mut self, c: &Command<'_>) -> Outcome {
+    fn read_entry(&mut self, c: &Command<'_>, done: &mut Completion) -> Outcome {
         let table = &self.tables[usize::from(c.table)];
-        let entry = match table.existing(c.entry) {
-            Ok(e) => e,
-            Err(e) => return Ok(self.table_refusal(c.table, e)),
-        };
-        let (generation, damaged) = (entry.generation, entry.damaged);
+        let entry = table.existing(c.entry).map_err(|e| self.refusal(c.table, e, done))?;
+        let (generation, damaged) = (entry.generation, entry.damaged());
         let (key, mask) = table.blobs(c.entry, entry);
-        let mut record = entry_record(c, entry, &key, &mask);
+        let mut record = entry_record(c, entry, &key, &mask, table.actions(c.entry));
         Self::buffer(c, record.len())?;
         let id = (c.table, c.entry);
         if self.faults.enabled(FaultKind::StaleEntry) {
@@ -370,9 +386,8 @@ impl Fl1 {
             self.flip(FaultKind::FlippedEntry, &mut record);
         }
         self.write_buffer(c.iova, &record)?;
-        let status = if damaged { Status::Parity } else { Status::Ok };
-        let done = Completion::new(0, 0, status, 0);
-        Ok(Completion { generation, result: record.len() as u32, ..done })
+        (done.generation, done.result) = (generation, record.len() as u32);
+        if damaged { Err((Status::Parity, 0)) } else { Ok(()) }
     }
 
     /// Flips a bit of a record.
@@ -383,7 +398,7 @@ impl Fl1 {
         }
     }
 
-    fn counters(&mut self, c: &Command<'_>) -> Outcome {
+    fn counters(&mut self, c: &Command<'_>, done: &mut Completion) -> Outcome {
         let max = self.tables[usize::from(c.table)].spec.max_entries;
         if c.entry >= max {
             return Err((Status::BadEntry, max));
@@ -392,18 +407,20 @@ impl Fl1 {
             return Err((Status::BadArgument, 24));
         }
         Self::buffer(c, (c.count as usize).saturating_mul(RECORD))?;
-        let mut done = 0;
-        while done < c.count {
-            let n = (c.count - done).min(RECORDS_AT_ONCE);
+        let mut written = 0;
+        while written < c.count {
+            let n = (c.count - written).min(RECORDS_AT_ONCE);
+            let first = c.entry + written;
             let mut chunk = Vec::with_capacity(n as usize * RECORD);
-            for id in (c.entry + done)..(c.entry + done + n) {
+            for id in first..first + n {
                 chunk.extend_from_slice(&self.counter_record(c, id));
             }
-            let iova = c.iova.wrapping_add(u64::from(done) * RECORD as u64);
+            let iova = c.iova.wrapping_add(u64::from(written) * RECORD as u64);
             self.write_buffer(iova, &chunk)?;
-            done += n;
+            written += n;
         }
-        Ok(Completion { result: done, ..Completion::new(0, 0, Status::Ok, 0) })
+        done.result = written;
+        Ok(())
     }
 
     /// A counter record as this device gives it: true, or as the fault layer wants it.
@@ -436,16 +453,17 @@ impl Fl1 {
             return Err((Status::EntryInUse, 0));
         }
         table.page = (!remove).then_some(c.iova);
-        Ok(Completion::new(0, 0, Status::Ok, 0))
+        Ok(())
     }
 
-    fn capabilities(&mut self, c: &Command<'_>) -> Outcome {
+    fn capabilities(&mut self, c: &Command<'_>, done: &mut Completion) -> Outcome {
         Self::buffer(c, self.caps.len())?;
         let blob = std::mem::take(&mut self.caps);
         let written = self.write_buffer(c.iova, &blob);
         self.caps = blob;
         written?;
-        Ok(Completion { result: self.caps.len() as u32, ..Completion::new(0, 0, Status::Ok, 0) })
+        done.result = self.caps.len() as u32;
+        Ok(())
     }
 
     fn meter_set(&mut self, c: &Command<'_>) -> Outcome {
@@ -457,10 +475,10 @@ impl Fl1 {
             (_, 0) => return Err((Status::BadArgument, 40)),
             (rate, burst) => Some(Meter::new(MeterConfig { rate, burst, packets: c.meter_packets }, now)),
         };
-        Ok(Completion::new(0, 0, Status::Ok, 0))
+        Ok(())
     }
 
-    fn meter_read(&mut self, c: &Command<'_>) -> Outcome {
+    fn meter_read(&mut self, c: &Command<'_>, done: &mut Completion) -> Outcome {
         let Some(meter) = self.meters.get(c.entry as usize) else {
             return Err((Status::BadEntry, self.profile.meters));
         };
@@ -474,7 +492,8 @@ impl Fl1 {
         put(&mut r, 36, &c.generation.to_le_bytes());
         seal_record(&mut r);
         self.write_buffer(c.iova, &r)?;
-        Ok(Completion { result: RECORD as u32, ..Completion::new(0, 0, Status::Ok, 0) })
+        done.result = RECORD as u32;
+        Ok(())
     }
 }
 
@@ -491,7 +510,7 @@ fn counter_record(entry: Option<&Entry>, id: u32, sequence: u32) -> [u8; RECORD]
         put(&mut r, 16, &e.counters.last_used.to_le_bytes());
         put(&mut r, 24, &e.generation.to_le_bytes());
         put(&mut r, 28, &e.counters.tcp_flags.to_le_bytes());
-        put(&mut r, 30, &[VALID | if e.damaged { PARITY } else { 0 }]);
+        put(&mut r, 30, &[VALID | if e.damaged() { PARITY } else { 0 }]);
     }
     put(&mut r, 32, &id.to_le_bytes());
     put(&mut r, 36, &sequence.to_le_bytes());
@@ -505,19 +524,19 @@ fn seal_entry(r: &mut [u8]) {
     put(r, 20, &crc.to_le_bytes());
 }
 
-fn entry_record(c: &Command<'_>, e: &Entry, key: &[u8], mask: &[u8]) -> Vec<u8> {
+fn entry_record(c: &Command<'_>, e: &Entry, key: &[u8], mask: &[u8], actions: &[u8]) -> Vec<u8> {
     let mut r = vec![0; ENTRY_HEADER];
     put(&mut r, 0, &c.table.to_le_bytes());
     put(&mut r, 2, &e.priority.to_le_bytes());
     put(&mut r, 4, &c.entry.to_le_bytes());
     put(&mut r, 8, &e.generation.to_le_bytes());
     put(&mut r, 12, &(key.len() as u16).to_le_bytes());
-    put(&mut r, 14, &[(e.actions().len() / UNIT) as u8, VALID | if e.damaged { PARITY } else { 0 }]);
+    put(&mut r, 14, &[(actions.len() / UNIT) as u8, VALID | if e.damaged() { PARITY } else { 0 }]);
     put(&mut r, 16, &c.generation.to_le_bytes());
     put(&mut r, 24, &e.age_ms.to_le_bytes());
     r.extend_from_slice(key);
     r.extend_from_slice(mask);
-    r.extend_from_slice(e.actions());
+    r.extend_from_slice(actions);
     seal_entry(&mut r);
     r
 }

@@ -209,6 +209,15 @@ impl Fl1 {
         true
     }
 
+    /// Takes the memory for the first `entries` ids of a table from the host now, until the next reset or flush of the
+    /// table. A NIC's RAM is there from the start; the model's comes page by page as entries do, which a benchmark would
+    /// measure.
+    pub fn populate(&mut self, table: u16, entries: u32) {
+        if let Some(t) = self.tables.get_mut(usize::from(table)) {
+            t.populate(entries);
+        }
+    }
+
     /// The profile.
     pub fn profile(&self) -> &Profile {
         &self.profile

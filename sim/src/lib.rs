@@ -25,6 +25,7 @@ mod parser;
 mod pipeline;
 mod profile;
 mod queue;
+mod ram;
 mod regs;
 pub mod server;
 mod slow;

@@ -148,10 +148,8 @@ impl Fl1 {
         let mut last = NO_TABLE;
         while let Some(t) = table.and_then(|i| self.tables.get(i)) {
             last = t.spec.id;
-            if let Some(id) = t.lookup(key)
-                && let Some(e) = t.entry(id)
-            {
-                return (last, Some((id, e.actions())));
+            if let Some(id) = t.lookup(key) {
+                return (last, Some((id, t.actions(id))));
             }
             table = t.spec.next.map(usize::from);
         }

@@ -110,6 +110,7 @@ impl Fl1 {
             bytes: e.counters.bytes.wrapping_add(hit.bytes),
             last_used: self.now,
             tcp_flags: e.counters.tcp_flags | hit.tcp_flags,
+            ..e.counters
         };
         Some((c, e.generation))
     }

@@ -16,6 +16,7 @@ fn completion_of_a_delete_is_golden() {
         bytes: 100_000_000,
         last_used: 1_000_000_000,
         tcp_flags: 0x12,
+        ..Default::default()
     };
     c.generation = 7;
     let want = golden(include_str!("../../../fixtures/device/golden/completion_delete.hex"));

@@ -1,28 +1,31 @@
-//! Finds the entry for a key: per distinct mask a hash table of entry ids.
+//! Finds the entry for a key: one hash table of entry ids, in which each key lies under its mask.
 //!
 //! A TCAM compares all entries at once; here the masks are tried by falling priority, and the search stops where no
 //! better hit can follow. The result equals a linear search, which the tests show. A freed mask slot keeps its place
-//! and its words until it is taken again. Hashes are kept beside the ids, so that a growing table does not touch its
-//! entries.
+//! and its words until it is taken again.
+//!
+//! The hash table is probed linearly and has its full size from the start, so that no update waits while it grows. It
+//! holds hashes beside ids: a probe reads entries only where the hash fits.
 
 use super::{Entry, Store, WORDS};
-use hashbrown::{HashMap, HashTable};
+use crate::ram::Ram;
+use hashbrown::HashMap;
 use std::collections::BTreeMap;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-#[derive(Debug, Clone, Copy)]
-struct Item {
+/// A place of the hash table.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Bucket {
     hash: u32,
-    id: u32,
-}
-
-/// The 64 bits that `HashTable` wants: it takes the bucket from the low ones and a tag from the highest seven.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
+    /// Id of the entry and 1; 0 is an empty bucket.
+    entry: u32,
 }
 
 struct Group {
     mask: Box<[u64]>,
-    ids: HashTable<Item>,
+    /// Entries under this mask.
+    used: u32,
     /// Entries per priority.
     priorities: BTreeMap<u16, u32>,
 }
@@ -34,17 +37,21 @@ impl Group {
 }
 
 pub(super) struct Index {
-    /// By slot; one without ids is free.
+    /// By slot; one without entries is free.
     groups: Vec<Group>,
     by_mask: HashMap<Box<[u64]>, u32>,
     /// Slots in use in the order of the search.
     order: Vec<u32>,
     by_priority: bool,
+    /// Taken with the first entry.
+    buckets: Ram,
+    /// Number of buckets less 1; a power of two less 1, and more than there are entries.
+    last: u32,
 }
 
-/// Hash of a masked key.
-pub(super) fn hash(key: &[u64]) -> u32 {
-    let mut h = 0x243f_6a88_85a3_08d3u64;
+/// Hash of a masked key under the mask in `slot`.
+pub(super) fn hash(slot: u32, key: &[u64]) -> u32 {
+    let mut h = 0x243f_6a88_85a3_08d3u64 ^ u64::from(slot) << 32;
     for w in key {
         let wide = u128::from(h ^ w).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
         h = (wide >> 64) as u64 ^ wide as u64;
@@ -53,8 +60,18 @@ pub(super) fn hash(key: &[u64]) -> u32 {
 }
 
 impl Index {
-    pub(super) fn new(by_priority: bool) -> Self {
-        Self { groups: Vec::new(), by_mask: HashMap::new(), order: Vec::new(), by_priority }
+    /// For up to `max` entries.
+    pub(super) fn new(by_priority: bool, max: u32) -> Self {
+        // At most two thirds full.
+        let buckets = (u64::from(max) * 3 / 2 + 1).next_power_of_two().min(1 << 31);
+        Self {
+            groups: Vec::new(),
+            by_mask: HashMap::new(),
+            order: Vec::new(),
+            by_priority,
+            buckets: Ram::default(),
+            last: (buckets - 1) as u32,
+        }
     }
 
     /// Masks in use.
@@ -74,8 +91,8 @@ impl Index {
 
     /// Gives the lowest free slot to a mask that has none.
     pub(super) fn open_slot(&mut self, mask: &[u64]) -> u32 {
-        let group = Group { mask: mask.into(), ids: HashTable::new(), priorities: BTreeMap::new() };
-        let slot = match self.groups.iter().position(|g| g.ids.is_empty()) {
+        let group = Group { mask: mask.into(), used: 0, priorities: BTreeMap::new() };
+        let slot = match self.groups.iter().position(|g| g.used == 0) {
             Some(free) => {
                 self.groups[free] = group;
                 free
@@ -89,26 +106,70 @@ impl Index {
         slot as u32
     }
 
+    fn bucket(&self, at: u32) -> Bucket {
+        self.buckets.record(at as usize).copied().unwrap_or_default()
+    }
+
+    fn set_bucket(&mut self, at: u32, bucket: Bucket) {
+        if let Some(b) = self.buckets.record_mut(at as usize) {
+            *b = bucket;
+        }
+    }
+
+    /// Entries with this hash, and their buckets.
+    fn with_hash(&self, hash: u32) -> impl Iterator<Item = (u32, u32)> {
+        (0..=self.last)
+            .map(move |step| hash.wrapping_add(step) & self.last)
+            .map(|at| (at, self.bucket(at)))
+            .take_while(|(_, b)| b.entry != 0)
+            .filter(move |(_, b)| b.hash == hash)
+            .map(|(at, b)| (at, b.entry - 1))
+    }
+
+    /// Reads the bucket at which a search for `hash` begins, so that it is in the cache when the search comes.
+    pub(super) fn touch(&self, hash: u32) -> u32 {
+        self.bucket(hash & self.last).entry
+    }
+
     pub(super) fn duplicate(
         &self,
         slot: u32,
         hash: u32,
-        key: &[u64],
+        key: &[u8],
         priority: u16,
         entries: &Store,
     ) -> Option<u32> {
-        let same = |i: &Item| {
-            i.hash == hash && entries.get(i.id).is_some_and(|e| e.priority == priority && e.has_key(key))
-        };
-        self.groups.get(slot as usize)?.ids.find(spread(hash), same).map(|i| i.id)
+        self.with_hash(hash).map(|(_, id)| id).find(|&id| {
+            entries
+                .get(id)
+                .is_some_and(|e| e.slot == slot && e.priority == priority && entries.key(id) == key)
+        })
+    }
+
+    fn take_memory(&mut self) {
+        if self.buckets.is_empty() {
+            self.buckets = Ram::new((self.last as usize + 1) * size_of::<Bucket>());
+        }
+    }
+
+    /// Touches all of the hash table's memory.
+    pub(super) fn populate(&mut self) {
+        self.take_memory();
+        self.buckets.populate(usize::MAX);
     }
 
     /// Enters `id` under the mask in `slot`.
     pub(super) fn add(&mut self, slot: u32, hash: u32, id: u32, priority: u16) {
+        self.take_memory();
+        let places = (0..=self.last).map(|step| hash.wrapping_add(step) & self.last);
+        let free = { places }.find(|&at| self.bucket(at).entry == 0);
+        if let Some(at) = free {
+            self.set_bucket(at, Bucket { hash, entry: id + 1 });
+        }
         let by_priority = self.by_priority;
         let Some(g) = self.groups.get_mut(slot as usize) else { return };
-        let best = (!g.ids.is_empty()).then(|| g.best_priority());
-        g.ids.insert_unique(spread(hash), Item { hash, id }, |i| spread(i.hash));
+        let best = (g.used != 0).then(|| g.best_priority());
+        g.used += 1;
         if by_priority {
             *g.priorities.entry(priority).or_insert(0) += 1;
         }
@@ -119,24 +180,46 @@ impl Index {
 
     /// Takes out `id`, which is `e`.
     pub(super) fn remove(&mut self, id: u32, e: &Entry) {
+        let found = self.with_hash(e.hash).find(|&(_, other)| other == id);
+        if let Some((at, _)) = found {
+            self.empty(at);
+        }
         let Some(g) = self.groups.get_mut(e.slot as usize) else { return };
         let best = g.best_priority();
-        let key = super::Words::new(e.key());
-        if let Ok(found) = g.ids.find_entry(spread(hash(key.as_slice())), |i| i.id == id) {
-            found.remove();
-        }
+        g.used -= u32::from(found.is_some());
         if let Some(n) = g.priorities.get_mut(&e.priority) {
             *n -= 1;
             if *n == 0 {
                 g.priorities.remove(&e.priority);
             }
         }
-        if g.ids.is_empty() {
+        if g.used == 0 {
             self.by_mask.remove(&g.mask);
             self.order.retain(|&s| s != e.slot);
         } else if best != g.best_priority() {
             self.place(e.slot);
         }
+    }
+
+    /// Empties a bucket, and moves up what its entry had pushed aside.
+    fn empty(&mut self, mut hole: u32) {
+        let last = self.last;
+        let mut at = hole;
+        loop {
+            at = at.wrapping_add(1) & last;
+            let b = self.bucket(at);
+            if b.entry == 0 || at == hole {
+                break;
+            }
+            // It may lie anywhere from where its search begins to here; the hole is in that range unless it begins later.
+            let from_home = at.wrapping_sub(b.hash) & last;
+            let from_hole = at.wrapping_sub(hole) & last;
+            if from_home >= from_hole {
+                self.set_bucket(hole, b);
+                hole = at;
+            }
+        }
+        self.set_bucket(hole, Bucket::default());
     }
 
     /// Puts a slot where it belongs in the order: TCAM by falling best priority, HASH by slot.
@@ -165,20 +248,15 @@ impl Index {
                 *m = k & mask;
             }
             let k = &masked[..n];
-            let h = hash(k);
-            if self.by_priority {
-                for i in g.ids.iter_hash(spread(h)).filter(|i| i.hash == h) {
-                    let Some(e) = entries.get(i.id) else { continue };
-                    let better = best.is_none_or(|(p, b)| e.priority > p || (e.priority == p && i.id < b));
-                    if better && e.has_key(k) {
-                        best = Some((e.priority, i.id));
-                    }
+            for (_, id) in self.with_hash(hash(slot, k)) {
+                let Some(e) = entries.get(id) else { continue };
+                let better = best.is_none_or(|(p, b)| e.priority > p || (e.priority == p && id < b));
+                if better && e.slot == slot && entries.key(id) == k.as_bytes() {
+                    best = Some((e.priority, id));
                 }
-            } else {
-                let same = |i: &Item| i.hash == h && entries.get(i.id).is_some_and(|e| e.has_key(k));
-                if let Some(i) = g.ids.find(spread(h), same) {
-                    return Some(i.id);
-                }
+            }
+            if best.is_some() && !self.by_priority {
+                break;
             }
         }
         best.map(|(_, id)| id)

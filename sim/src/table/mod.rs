@@ -1,15 +1,19 @@
 //! A match-action table: entries, their counters, and the index that finds them.
 //!
-//! Entries live by their id; the index ([`index`]) only knows ids. HASH and TCAM differ in how the index orders masks
-//! and hits, and in what an insert may run out of.
+//! Entries live by their id ([`store`]); the index ([`index`]) only knows ids. HASH and TCAM differ in how the index
+//! orders masks and hits, and in what an insert may run out of.
 
 mod index;
+mod store;
 mod validate;
 
 use crate::field::{KEY_BYTES, PacketKey};
 use crate::profile::{TableKind, TableSpec};
 use index::Index;
 use std::collections::BTreeMap;
+pub(crate) use store::Entry;
+use store::Store;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Words of the longest key.
 pub(crate) const WORDS: usize = KEY_BYTES / 8;
@@ -30,12 +34,15 @@ pub(crate) enum TableError {
 }
 
 /// What an entry has seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
 pub(crate) struct Counters {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
     pub(crate) last_used: u64,
     pub(crate) tcp_flags: u16,
+    /// Nothing, so that an entry is all words.
+    pub(crate) reserved: [u16; 3],
 }
 
 impl Counters {
@@ -48,78 +55,6 @@ impl Counters {
         r[24..26].copy_from_slice(&self.tcp_flags.to_le_bytes());
         r[28..32].copy_from_slice(&generation.to_le_bytes());
         r
-    }
-}
-
-/// An installed entry.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) generation: u32,
-    pub(crate) age_ms: u32,
-    /// When it was installed, device clock.
-    pub(crate) installed: u64,
-    pub(crate) counters: Counters,
-    /// Key blob (within the mask), then the action units: one allocation, as a million entries have it.
-    data: Box<[u8]>,
-    /// Slot of its mask in the index.
-    slot: u32,
-    pub(crate) priority: u16,
-    /// Length of the key in `data`.
-    key_len: u8,
-    /// Its memory failed the parity check: it is in no index any more.
-    pub(crate) damaged: bool,
-}
-
-impl Entry {
-    fn key(&self) -> &[u8] {
-        self.data.get(..usize::from(self.key_len)).unwrap_or(&[])
-    }
-
-    /// Action units, validated.
-    pub(crate) fn actions(&self) -> &[u8] {
-        self.data.get(usize::from(self.key_len)..).unwrap_or(&[])
-    }
-
-    /// Whether its key is these words.
-    fn has_key(&self, words: &[u64]) -> bool {
-        let key = self.key().as_chunks::<8>().0;
-        key.len() == words.len() && key.iter().zip(words).all(|(b, w)| u64::from_ne_bytes(*b) == *w)
-    }
-}
-
-/// Entries by id, in chunks, so that a table costs memory as it fills.
-#[derive(Debug, Default)]
-struct Store {
-    /// A chunk without entries yet is empty.
-    chunks: Vec<Box<[Option<Entry>]>>,
-}
-
-/// Entries per chunk of a [`Store`].
-const CHUNK: usize = 256;
-
-impl Store {
-    fn get(&self, id: u32) -> Option<&Entry> {
-        self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK)?.as_ref()
-    }
-    fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {
-        self.chunks.get_mut(id as usize / CHUNK)?.get_mut(id as usize % CHUNK)?.as_mut()
-    }
-    fn put(&mut self, id: u32, entry: Entry) {
-        let chunk = id as usize / CHUNK;
-        if self.chunks.len() <= chunk {
-            self.chunks.resize_with(chunk + 1, Box::default);
-        }
-        if self.chunks[chunk].is_empty() {
-            self.chunks[chunk] = (0..CHUNK).map(|_| None).collect();
-        }
-        self.chunks[chunk][id as usize % CHUNK] = Some(entry);
-    }
-    fn take(&mut self, id: u32) -> Option<Entry> {
-        self.chunks.get_mut(id as usize / CHUNK)?.get_mut(id as usize % CHUNK)?.take()
-    }
-    /// Ids that there is memory for.
-    fn len(&self) -> usize {
-        self.chunks.len() * CHUNK
     }
 }
 
@@ -176,14 +111,9 @@ impl Words {
     }
 }
 
-/// A checked match, and where its mask is in the index, if it is in use already.
+/// A checked match: slot of its mask in the index and hash under it, if the mask is in use already.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Match {
-    key: Words,
-    mask: Words,
-    slot: Option<u32>,
-    hash: u32,
-}
+pub(crate) struct Match(Option<(u32, u32)>);
 
 fn bytes(w: &[u64]) -> Vec<u8> {
     w.iter().flat_map(|w| w.to_ne_bytes()).collect()
@@ -199,12 +129,13 @@ impl Table {
                 _ => gather.push(Run { from, to: f.offset, len }),
             }
         }
-        let index = Index::new(spec.kind == TableKind::Tcam);
+        let index = Index::new(spec.kind == TableKind::Tcam, spec.max_entries);
+        let entries = Store::new(spec.max_entries, spec.key_bytes);
         Self {
             spec,
             page: None,
             pressed: false,
-            entries: Store::default(),
+            entries,
             used: 0,
             index,
             gather,
@@ -221,12 +152,41 @@ impl Table {
         *self = Self::new(self.spec.clone());
     }
 
+    /// Touches the memory that the first `entries` ids need.
+    pub(crate) fn populate(&mut self, entries: u32) {
+        self.entries.populate(entries.min(self.spec.max_entries));
+        self.index.populate();
+    }
+
     pub(crate) fn entry(&self, id: u32) -> Option<&Entry> {
         self.entries.get(id)
     }
 
     pub(crate) fn entry_mut(&mut self, id: u32) -> Option<&mut Entry> {
         self.entries.get_mut(id)
+    }
+
+    /// Action units of an entry, validated.
+    pub(crate) fn actions(&self, id: u32) -> &[u8] {
+        self.entries.actions(id)
+    }
+
+    /// Reads an entry's memory, so that it is in the cache when it is needed; gives what [`Self::touch_hash`] wants,
+    /// to be asked once many entries were touched: the reads of a batch then wait for memory together.
+    pub(crate) fn touch_entry(&self, id: u32) -> u32 {
+        self.entries.get(id).map_or(0, |e| e.hash)
+    }
+
+    /// The same for a key and mask that are to be inserted.
+    pub(crate) fn touch_new(&self, id: u32, key: &[u8], mask: &[u8]) -> u32 {
+        std::hint::black_box(self.touch_entry(id));
+        let slot = self.index.slot(Words::new(mask).as_slice());
+        slot.map_or(0, |slot| index::hash(slot, Words::new(key).as_slice()))
+    }
+
+    /// Reads the index where an entry with this hash is or would be.
+    pub(crate) fn touch_hash(&self, hash: u32) -> u32 {
+        self.index.touch(hash)
     }
 
     /// The entry that a packet with this key hits.
@@ -262,17 +222,17 @@ impl Table {
         if slot.is_none() || !inside {
             validate::mask_and_key(&self.spec, new.key, new.mask)?;
         }
-        Ok(Match { key, mask, slot, hash: index::hash(key.as_slice()) })
+        Ok(Match(slot.map(|slot| (slot, index::hash(slot, key.as_slice())))))
     }
 
     /// Checks what the index can run into.
-    pub(crate) fn check_room(&self, m: &Match, priority: u16) -> Result<(), TableError> {
-        let Some(slot) = m.slot else {
+    pub(crate) fn check_room(&self, m: &Match, new: &NewEntry<'_>) -> Result<(), TableError> {
+        let Some((slot, hash)) = m.0 else {
             let full =
                 self.spec.kind == TableKind::Hash && self.index.masks() >= self.spec.max_masks as usize;
             return if full { Err(TableError::MasksFull) } else { Ok(()) };
         };
-        match self.index.duplicate(slot, m.hash, m.key.as_slice(), priority, &self.entries) {
+        match self.index.duplicate(slot, hash, new.key, new.priority, &self.entries) {
             Some(entry) => {
                 let generation = self.entry(entry).map_or(0, |e| e.generation);
                 Err(TableError::Duplicate { entry, generation })
@@ -287,27 +247,28 @@ impl Table {
 
     /// Installs an entry that passed the checks.
     pub(crate) fn insert(&mut self, id: u32, new: &NewEntry<'_>, m: &Match) {
-        let slot = m.slot.unwrap_or_else(|| self.index.open_slot(m.mask.as_slice()));
-        let entry = Entry {
+        let (slot, hash) = m.0.unwrap_or_else(|| {
+            let slot = self.index.open_slot(Words::new(new.mask).as_slice());
+            (slot, index::hash(slot, Words::new(new.key).as_slice()))
+        });
+        let row = Entry {
             generation: new.generation,
             age_ms: new.age_ms,
             installed: new.now,
-            counters: Counters::default(),
-            data: [new.key, new.actions].concat().into(),
             slot,
+            hash,
             priority: new.priority,
-            key_len: new.key.len() as u8,
-            damaged: false,
+            ..Entry::default()
         };
-        self.entries.put(id, entry);
+        self.entries.put(id, row, new.key, new.actions);
         self.used += 1;
-        self.index.add(slot, m.hash, id, new.priority);
+        self.index.add(slot, hash, id, new.priority);
     }
 
     /// Swaps actions and generation.
     pub(crate) fn replace(&mut self, id: u32, generation: u32, actions: &[u8]) {
+        self.entries.set_actions(id, actions);
         if let Some(e) = self.entry_mut(id) {
-            e.data = [e.key(), actions].concat().into();
             e.generation = generation;
         }
     }
@@ -321,7 +282,7 @@ impl Table {
     /// Removes an entry.
     pub(crate) fn delete(&mut self, id: u32) -> Option<Entry> {
         let e = self.entries.take(id)?;
-        if e.damaged {
+        if e.damaged() {
             self.lost_masks.remove(&id);
         } else {
             self.index.remove(id, &e);
@@ -332,9 +293,9 @@ impl Table {
 
     /// Removes all entries; gives how many there were.
     pub(crate) fn flush(&mut self) -> u32 {
-        self.entries = Store::default();
+        self.entries = Store::new(self.spec.max_entries, self.spec.key_bytes);
         self.lost_masks.clear();
-        self.index = Index::new(self.spec.kind == TableKind::Tcam);
+        self.index = Index::new(self.spec.kind == TableKind::Tcam, self.spec.max_entries);
         std::mem::take(&mut self.used)
     }
 
@@ -344,28 +305,29 @@ impl Table {
             Some(m) => m.clone(),
             None => bytes(self.index.mask(e.slot)),
         };
-        (e.key().to_vec(), mask)
+        (self.entries.key(id).to_vec(), mask)
     }
 
     /// The id of the `n`-th installed entry from id `from` on, going around: any of them for a fault to strike.
     pub(crate) fn some_entry(&self, from: u64) -> Option<u32> {
-        let len = self.entries.len();
-        let start = if len == 0 { 0 } else { (from % len as u64) as usize };
-        (start..len).chain(0..start).map(|i| i as u32).find(|&i| self.entry(i).is_some())
+        let len = self.entries.end();
+        let start = if len == 0 { 0 } else { (from % u64::from(len)) as u32 };
+        (start..len).chain(0..start).find(|&i| self.entry(i).is_some())
     }
 
     /// Flips a bit of an entry's memory. The parity check finds it at once: the entry leaves the index. Gives its
     /// generation.
     pub(crate) fn damage(&mut self, id: u32, bit: u64) -> Option<u32> {
-        let e = self.entries.get_mut(id)?;
-        if e.damaged {
+        let e = *self.entries.get(id)?;
+        if e.damaged() {
             return None;
         }
-        self.index.remove(id, e);
+        self.index.remove(id, &e);
         self.lost_masks.insert(id, bytes(self.index.mask(e.slot)));
-        e.damaged = true;
-        let at = (bit / 8) as usize % usize::from(e.key_len).max(1);
-        if let Some(b) = e.data.get_mut(at) {
+        self.entries.get_mut(id)?.set_damaged();
+        let key = self.entries.key_mut(id);
+        let at = (bit / 8) as usize % key.len().max(1);
+        if let Some(b) = key.get_mut(at) {
             *b ^= 1 << (bit % 8);
         }
         Some(e.generation)

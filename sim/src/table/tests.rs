@@ -79,7 +79,7 @@ fn against_linear(kind: TableKind, steps: &[(u8, u32, u16, [u8; 4], u8)]) -> Res
         match what {
             0 | 1 => {
                 let ok = table.check_insert(id, &new).and_then(|()| table.check_match(&new));
-                if let Ok(m) = ok.and_then(|m| table.check_room(&m, priority).map(|()| m)) {
+                if let Ok(m) = ok.and_then(|m| table.check_room(&m, &new).map(|()| m)) {
                     table.insert(id, &new, &m);
                     linear.insert(id, priority, &key, &mask);
                 }
@@ -146,5 +146,35 @@ fn every_field_reaches_its_place_in_the_blob() {
                 assert_eq!(table.lookup(&packet), Some(0), "{:?} of table {}", f.field, spec.id);
             }
         }
+    }
+}
+
+#[test]
+fn action_lists_of_any_length_take_turns_in_a_place() {
+    let mut table = Table::new(spec_of(TableKind::Hash));
+    let (key, mask) = (vec![0; table.spec.key_bytes], vec![0; table.spec.key_bytes]);
+    let list = |units: u8| (0..units).flat_map(|n| [n + units; crate::action::UNIT]).collect::<Vec<u8>>();
+    assert_eq!(table.actions(7), [0u8; 0], "no entry yet");
+    for _ in 0..2 {
+        let actions = list(1);
+        let new = NewEntry {
+            priority: 0,
+            generation: 1,
+            age_ms: 0,
+            now: 0,
+            key: &key,
+            mask: &mask,
+            actions: &actions,
+        };
+        let m = table.check_match(&new).expect("supported");
+        table.insert(7, &new, &m);
+        assert_eq!(table.actions(7), actions);
+        for (generation, units) in [(2, 2), (3, 3), (4, 16), (5, 0), (6, 5)] {
+            table.replace(7, generation, &list(units));
+            assert_eq!(table.actions(7), list(units), "{units} units");
+            assert_eq!(table.entry(7).map(|e| e.generation), Some(generation));
+        }
+        assert!(table.delete(7).is_some());
+        assert_eq!(table.actions(7), [0u8; 0], "deleted with a long list");
     }
 }

@@ -341,6 +341,7 @@ fn phases(args: &UpdatesArgs, cores: &[usize]) -> Result<[Phase; 3]> {
             cpu::pin(cores[0])?;
             let mut nic = card.open()?;
             let entries = Entries::new(&nic.caps().tables)?;
+            card.function.model().populate(entries.table.0, args.entries);
             let phases = [
                 phase(&mut nic, &card, args, |n| entries.insert(n)).context("inserts")?,
                 phase(&mut nic, &card, args, |n| entries.replace(n)).context("replaces")?,
