@@ -7,6 +7,10 @@
 use memmap2::{Advice, MmapMut};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// From so many bytes on, huge pages are asked for. Less is covered by the TLB as it is, and a device that is reset
+/// often would spend its time with zeroing.
+const HUGE: usize = 16 << 20;
+
 /// Zeroed memory, seen as bytes or as an array of records.
 #[derive(Debug, Default)]
 pub(crate) struct Ram(Memory);
@@ -29,8 +33,10 @@ impl Ram {
     pub(crate) fn new(len: usize) -> Self {
         Self(match MmapMut::map_anon(len) {
             Ok(map) => {
-                // A kernel without huge pages refuses, and gives small ones.
-                let _ = map.advise(Advice::HugePage);
+                if len >= HUGE {
+                    // A kernel without huge pages refuses, and gives small ones.
+                    let _ = map.advise(Advice::HugePage);
+                }
                 Memory::Mapped(map)
             }
             Err(_) => Memory::Heap(vec![0; len.div_ceil(size_of::<u64>())]),
