@@ -1,7 +1,8 @@
 //! Reading: attributes to key and mask.
 
 use super::{
-    CT_STATE_BITS, Form, LABEL_BITS, MPLS_BOS, NS_ETHERTYPE, attr, is_ethernet, is_nd, l3_attr, l4_attr,
+    CT_STATE_BITS, Form, LABEL_BITS, MPLS_BOS, NO_PORT, NS_ETHERTYPE, attr, is_ethernet, is_nd, l3_attr,
+    l4_attr,
 };
 use super::{ETH_TYPE_MIN, KeyError, is_vlan, tunnel};
 use crate::nla::attrs;
@@ -175,6 +176,26 @@ pub fn decode_key(bytes: &[u8], form: Form) -> Result<(Key, AttrSet), KeyError> 
     found.only(headers_of(&key) | outer_allowance(&key, &found) | 1 << attr::ETHERTYPE)?;
     values(&key)?;
     Ok((key, named))
+}
+
+/// Reads the metadata of a key, and nothing of its headers: what a client says of a packet that it sends along. A packet
+/// without an Ethernet header is one whose key has ETHERTYPE and no ETHERNET. Without IN_PORT the port is [`NO_PORT`].
+pub fn decode_metadata(bytes: &[u8], form: Form) -> Result<Key, KeyError> {
+    let outer = Found::parse(bytes, 0, form)?;
+    let mut key = Key::default();
+    metadata(&outer, None, &mut key)?;
+    (key.eth_src, key.eth_dst) = Default::default();
+    if !outer.has(attr::IN_PORT) {
+        key.in_port = NO_PORT;
+    }
+    if !outer.has(attr::ETHERNET)
+        && !outer.has(attr::PACKET_TYPE)
+        && let Some(eth_type) = outer.be16(attr::ETHERTYPE)
+    {
+        key.packet_type = (NS_ETHERTYPE << 16 | u32::from(eth_type)).into();
+    }
+    values(&key)?;
+    Ok(key)
 }
 
 /// Metadata is allowed at the outermost level, where the tuple of the wrong IP version is not.

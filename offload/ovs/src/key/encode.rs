@@ -16,6 +16,13 @@ pub fn encode_key(key: &Key, form: Form, out: &mut Vec<u8>) {
     Composer { key, data: key, is_mask: false, form, only: None, tcp_flags, w: Writer::new(out) }.compose();
 }
 
+/// As [`encode_key`], with those attributes alone that `only` names.
+pub fn encode_key_of(key: &Key, form: Form, only: &AttrSet, out: &mut Vec<u8>) {
+    let tcp_flags = key.tcp_flags.get() != 0;
+    let w = Writer::new(out);
+    Composer { key, data: key, is_mask: false, form, only: Some(only), tcp_flags, w }.compose();
+}
+
 /// Appends the attributes of `mask` to `out`, as a mask for `key`: the key decides which headers there are.
 ///
 /// Without `only`, each attribute that the key can have is there, with zeros for "don't care"; with it, those it names.

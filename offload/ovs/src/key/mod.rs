@@ -14,14 +14,15 @@ mod error;
 mod tests;
 mod tunnel;
 
-pub use decode::{decode_key, decode_mask, decode_match};
-pub use encode::{encode_key, encode_mask, encode_match};
+pub use decode::{decode_key, decode_mask, decode_match, decode_metadata};
+pub use encode::{encode_key, encode_key_of, encode_mask, encode_match};
 pub use error::{InnerProblem, KeyError};
+pub(crate) use tunnel::{decode_tunnel, encode_tunnel_as};
 
 pub use flowlift_flow::attrs::{attr, tunnel_attr};
 
-use flowlift_flow::Key;
 use flowlift_flow::key::{MPLS_MAX, eth_type, ip_proto};
+use flowlift_flow::{AttrSet, Key};
 use std::fmt::Write;
 
 /// Who composes or reads the attributes; the two sides of a datapath's line differ in a few.
@@ -46,6 +47,19 @@ const NS_ETHERTYPE: u32 = 1;
 const ETH_TYPE_MIN: u16 = 0x0600;
 /// Bottom-of-stack bit of a label stack entry.
 const MPLS_BOS: u32 = 0x100;
+
+/// Every attribute of a key, those of connection tracking only if `conntrack`. What is within TUNNEL follows from the
+/// values there.
+pub(crate) fn all_attrs(conntrack: bool) -> AttrSet {
+    const ALL: u64 = (2 << attr::IPV6_EXTHDRS) - 2;
+    const CT: u64 = 1 << attr::CT_STATE
+        | 1 << attr::CT_ZONE
+        | 1 << attr::CT_MARK
+        | 1 << attr::CT_LABELS
+        | 1 << attr::CT_ORIG_TUPLE_IPV4
+        | 1 << attr::CT_ORIG_TUPLE_IPV6;
+    AttrSet([if conntrack { ALL } else { ALL & !CT }, ALL, ALL])
+}
 
 /// True for the types of VLAN tags.
 fn is_vlan(eth_type: u16) -> bool {

@@ -21,9 +21,18 @@ const ERSPAN_LEN: usize = 12;
 /// Writes TUNNEL for `key` with the values of `data`, the key or a mask. A value of zero is left out, as Open vSwitch
 /// does, unless `only` names it.
 pub(super) fn encode(key: &Key, data: &Key, is_mask: bool, only: Option<&AttrSet>, w: &mut Writer<'_>) {
+    encode_as(attr::TUNNEL.into(), key, data, is_mask, only, w);
+}
+
+/// Writes the tunnel attributes of `key` within attribute `kind`: TUNNEL, or EGRESS_TUN_KEY of an upcall.
+pub(crate) fn encode_tunnel_as(kind: u16, key: &Key, w: &mut Writer<'_>) {
+    encode_as(kind, key, key, false, None, w);
+}
+
+fn encode_as(kind: u16, key: &Key, data: &Key, is_mask: bool, only: Option<&AttrSet>, w: &mut Writer<'_>) {
     let flags = data.tun_flags.get();
     let named = |kind| only.is_some_and(|set| set.has_tunnel(kind));
-    let start = w.begin(attr::TUNNEL);
+    let start = w.begin(kind);
     if flags & tun_flags::KEY != 0 || data.tun_id.get() != 0 {
         w.put(tun::ID, &data.tun_id.get().to_be_bytes());
     }
@@ -113,6 +122,11 @@ fn nested<const N: usize>(attr: u8, payload: &[u8], level: usize) -> Result<[Opt
         }
     }
     Ok(found)
+}
+
+/// Reads the payload of a TUNNEL that is set into the `tun_*` fields of `out`.
+pub(crate) fn decode_tunnel(payload: &[u8], out: &mut Key) -> Result<(), KeyError> {
+    decode(payload, None, out)
 }
 
 /// Reads TUNNEL into `out`; `key` is `None` for a key and the key for its mask.
