@@ -82,6 +82,12 @@ impl FrameSink for DatagramPort {
     /// # Errors
     /// [`PortError::Full`] while the peer's queue is full; `NotConnected` while there is no peer.
     fn send(&mut self, frame: Frame<'_>) -> Result<(), PortError> {
+        frame.finish(|whole| self.send_whole(whole))
+    }
+}
+
+impl DatagramPort {
+    fn send_whole(&mut self, frame: Frame<'_>) -> Result<(), PortError> {
         let len = frame.data.len();
         if len > MAX_FRAME {
             return Err(PortError::TooLong { len });

@@ -77,8 +77,8 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl FrameSink for MemoryPort {
-    fn send(&mut self, frame: Frame<'_>) -> Result<(), PortError> {
+impl MemoryPort {
+    fn send_whole(&mut self, frame: Frame<'_>) -> Result<(), PortError> {
         let len = frame.data.len();
         if len > MAX_FRAME {
             return Err(PortError::TooLong { len });
@@ -95,6 +95,12 @@ impl FrameSink for MemoryPort {
     }
 }
 
+impl FrameSink for MemoryPort {
+    fn send(&mut self, frame: Frame<'_>) -> Result<(), PortError> {
+        frame.finish(|whole| self.send_whole(whole))
+    }
+}
+
 impl FrameSource for MemoryPort {
     fn receive(&mut self) -> Result<Option<Frame<'_>>, PortError> {
         let mut queue = lock(&self.from);
@@ -107,7 +113,7 @@ impl FrameSource for MemoryPort {
         self.lent.extend_from_slice(&head[..in_head]);
         self.lent.extend_from_slice(&tail[..len - in_head]);
         queue.bytes.drain(..len);
-        Ok(Some(Frame { timestamp_ns, interface, orig_len, data: &self.lent }))
+        Ok(Some(Frame { timestamp_ns, interface, orig_len, data: &self.lent, offload: None }))
     }
 }
 
@@ -120,13 +126,15 @@ mod tests {
         let (mut a, mut b) = MemoryPort::pair(10);
         for n in 0..3u8 {
             let data = [n; 60];
-            a.send(Frame { timestamp_ns: u64::from(n), interface: 4, orig_len: 100, data: &data }).unwrap();
+            a.send(Frame { timestamp_ns: u64::from(n), interface: 4, orig_len: 100, ..Frame::new(&data) })
+                .unwrap();
         }
         b.send(Frame::new(b"back")).unwrap();
         assert_eq!((a.waiting(), b.waiting()), (1, 3));
         for n in 0..3u8 {
             let data = [n; 60];
-            let expected = Frame { timestamp_ns: u64::from(n), interface: 4, orig_len: 100, data: &data };
+            let expected =
+                Frame { timestamp_ns: u64::from(n), interface: 4, orig_len: 100, ..Frame::new(&data) };
             assert_eq!(b.receive().unwrap(), Some(expected));
         }
         assert_eq!(b.receive().unwrap(), None);

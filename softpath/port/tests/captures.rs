@@ -335,7 +335,8 @@ fn what_is_written_is_what_the_format_says() {
     let mut writer = PcapWriter::new(Vec::new(), Resolution::Nano).unwrap();
     for packet in packets() {
         let Packet { timestamp_ns, orig_len, data } = &packet;
-        let frame = Frame { timestamp_ns: *timestamp_ns, interface: 3, orig_len: *orig_len, data };
+        let frame =
+            Frame { timestamp_ns: *timestamp_ns, interface: 3, orig_len: *orig_len, ..Frame::new(data) };
         writer.write(frame).unwrap();
     }
     let mut expected = LITTLE.pcap(true, &packets());

@@ -85,7 +85,7 @@ proptest! {
         let tick = if nano { 1 } else { 1000 };
         let mut writer = PcapWriter::new(Vec::new(), resolution).unwrap();
         for (timestamp_ns, orig_len, data) in &frames {
-            let frame = Frame { timestamp_ns: *timestamp_ns, interface: 0, orig_len: *orig_len, data };
+            let frame = Frame { timestamp_ns: *timestamp_ns, orig_len: *orig_len, ..Frame::new(data) };
             writer.write(frame).unwrap();
         }
         let capture = CaptureFile::read(&writer.finish().unwrap()[..]).unwrap();
@@ -93,7 +93,7 @@ proptest! {
         prop_assert_eq!(capture.len(), frames.len());
         for (frame, (timestamp_ns, orig_len, data)) in capture.frames().zip(&frames) {
             let expected =
-                Frame { timestamp_ns: timestamp_ns / tick * tick, interface: 0, orig_len: *orig_len, data };
+                Frame { timestamp_ns: timestamp_ns / tick * tick, orig_len: *orig_len, ..Frame::new(data) };
             prop_assert_eq!(frame, expected);
         }
     }

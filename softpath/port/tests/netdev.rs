@@ -1,7 +1,11 @@
 //! TAP and packet sockets against the kernel, in a network namespace of their own: no root, and the host is not touched.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
-use flowlift_port::{Frame, FrameSink, FrameSource, PacketPort, PortError, TapPort};
+use flowlift_port::link::{LinkChange, LinkWatcher, Links};
+use flowlift_port::{
+    Burst, BurstSource, Frame, FrameSink, FrameSource, InternalConfig, InternalPort, LinkState, PacketPort,
+    PortError, TapPort,
+};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -79,7 +83,25 @@ fn veth() {
     a.send(Frame::new(&frame(&[], 0xee))).unwrap();
     assert!(a.receive().unwrap().is_none_or(|f| f.data.last() != Some(&0xee)), "its own frame");
     ip("link set v0 down");
-    assert!(matches!(a.send(Frame::new(&frame(&[], 1))), Err(PortError::Io(_))));
+    assert!(matches!(a.send(Frame::new(&frame(&[], 1))), Err(PortError::Link(LinkState::Down))));
+    assert!(matches!(a.receive(), Err(PortError::Link(LinkState::Down))), "told once");
+    assert!(a.receive().unwrap().is_none());
+    ip("link set v0 up");
+    a.send(Frame::new(&frame(&[], 0x44))).unwrap();
+    next(&mut b, |f| f.last() == Some(&0x44));
+    b.send(Frame::new(&frame(&[], 0x45))).unwrap();
+    next(&mut a, |f| f.last() == Some(&0x45));
+    // Too long for the device, and too short for any.
+    let mut long = frame(&[], 0);
+    long.resize(1519, 0);
+    a.send(Frame::new(&long)).unwrap();
+    assert_eq!(a.stats().tx_too_long, 1);
+    assert!(a.device().unwrap().is_some());
+    ip("link del v0");
+    assert!(matches!(a.receive(), Err(PortError::Link(LinkState::Gone))));
+    assert_eq!(a.device().unwrap(), None);
+    assert!(matches!(a.send(Frame::new(&frame(&[], 1))), Err(PortError::Link(LinkState::Gone))));
+    assert_eq!(a.stats().tx_errors, 2, "{:?}", a.stats());
     assert!(matches!(PacketPort::open("nosuch"), Err(PortError::Io(_))));
 }
 
@@ -96,4 +118,104 @@ fn tap() {
     host.send(Frame::new(&back)).unwrap();
     assert_eq!(next(&mut tap, |f| f.last() == Some(&0x66)), back);
     assert!(TapPort::open("t0").is_err(), "one program at a time");
+}
+
+#[test]
+fn an_internal_port_outlives_its_program_if_it_should() {
+    in_a_namespace("internal");
+}
+
+#[test]
+#[ignore = "runs in a namespace: an_internal_port_outlives_its_program_if_it_should"]
+fn internal() {
+    let mut links = Links::new().unwrap();
+    let persistent = InternalConfig { persistent: true };
+    drop(InternalPort::open("i0", persistent).unwrap());
+    let index = links.find("i0").unwrap().index;
+    let port = InternalPort::open("i0", persistent).unwrap();
+    assert_eq!(links.find("i0").unwrap().index, index, "found again");
+    assert!(InternalPort::open("i0", persistent).is_err(), "one program at a time");
+    let mut sender = port.sender();
+    assert!(matches!(sender.send(Frame::new(&frame(&[], 1))), Err(PortError::Link(LinkState::Down))));
+    links.set_mac(index, [2, 0, 0, 0, 0, 7]).unwrap();
+    links.set_mtu(index, 1400).unwrap();
+    links.set_up(index, true).unwrap();
+    let link = links.get(index).unwrap();
+    assert_eq!((link.mac, link.mtu, link.up), (Some([2, 0, 0, 0, 0, 7]), 1400, true));
+    assert_eq!(link.kind.as_deref(), Some("tun"));
+    let before = link.stats;
+    sender.send(Frame::new(&frame(&[], 1))).unwrap();
+    let after = links.find("i0").unwrap().stats;
+    assert_eq!((after.rx_packets - before.rx_packets, after.rx_bytes - before.rx_bytes), (1, 80));
+    // What the device's MTU does not allow, but for a tag.
+    port.set_mtu(1400);
+    for (len, tags, fits) in [
+        (1414, &[][..], true),
+        (1415, &[], false),
+        (1418, &[0x81, 0, 0, 7], true),
+        (1419, &[0x81, 0, 0, 7], false),
+    ] {
+        let mut long = frame(tags, 0);
+        long.resize(len, 0);
+        assert_eq!(sender.send(Frame::new(&long)).is_ok(), fits, "{len} bytes");
+    }
+    assert_eq!(port.stats().tx_too_long, 2);
+    port.delete().unwrap();
+    drop(sender);
+    assert!(links.find("i0").is_err(), "deleted");
+    // A device that somebody else deletes.
+    let mut port = InternalPort::open("i1", InternalConfig::default()).unwrap();
+    ip("link set i1 up");
+    ip("link del i1");
+    assert!(matches!(
+        port.receive_burst(&mut Burst::new(), &mut |_| {}),
+        Err(PortError::Link(LinkState::Gone))
+    ));
+    assert!(matches!(port.send(Frame::new(&frame(&[], 1))), Err(PortError::Link(LinkState::Gone))));
+}
+
+#[test]
+fn links_are_followed_through_all_that_becomes_of_them() {
+    in_a_namespace("watched");
+}
+
+#[test]
+#[ignore = "runs in a namespace: links_are_followed_through_all_that_becomes_of_them"]
+fn watched() {
+    let mut watcher = LinkWatcher::new().unwrap();
+    assert_eq!(watcher.links().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["lo"]);
+    let mut changes = |what: &str| {
+        ip(what);
+        let mut changes = Vec::new();
+        watcher.poll(|change| changes.push(change)).unwrap();
+        changes
+    };
+    let added = changes("link add w0 type veth peer name w1");
+    assert!(
+        matches!(added.as_slice(), [LinkChange::Added(a), LinkChange::Added(b), ..]
+            if a.name == "w1" && b.name == "w0" && b.kind.as_deref() == Some("veth") && !b.up && b.mac.is_some()),
+        "{added:?}"
+    );
+    let last = |changes: Vec<LinkChange>| match changes.into_iter().next_back() {
+        Some(LinkChange::Changed { old, new }) => (old, new),
+        other => panic!("no change, but {other:?}"),
+    };
+    assert_eq!(last(changes("link set w0 mtu 9000")).1.mtu, 9000);
+    assert_eq!(last(changes("link set w0 address 02:00:00:00:00:55")).1.mac, Some([2, 0, 0, 0, 0, 0x55]));
+    assert!(last(changes("link set w0 up")).1.up);
+    let (old, new) = last(changes("link set w0 name w9"));
+    assert_eq!((old.name.as_str(), new.name.as_str()), ("w0", "w9"));
+    let other = std::process::Command::new("unshare").args(["--net", "sleep", "60"]).spawn();
+    let mut other = other.unwrap();
+    // Until it is in its namespace.
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+    while std::fs::read_link(format!("/proc/{}/ns/net", other.id())).unwrap() == own {
+        std::thread::yield_now();
+    }
+    let moved = changes(&format!("link set w9 netns {}", other.id()));
+    assert!(matches!(moved.last(), Some(LinkChange::Removed(l)) if l.name == "w9"), "{moved:?}");
+    let gone = changes("link del w1");
+    assert!(matches!(gone.last(), Some(LinkChange::Removed(l)) if l.name == "w1"), "{gone:?}");
+    other.kill().unwrap();
+    other.wait().unwrap();
 }

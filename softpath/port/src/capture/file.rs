@@ -49,7 +49,7 @@ impl CaptureFile {
         let (mut bytes, mut index) = (Vec::new(), Vec::new());
         let damage = loop {
             match reader.next_frame() {
-                Ok(Some(Frame { timestamp_ns, interface, orig_len, data })) => {
+                Ok(Some(Frame { timestamp_ns, interface, orig_len, data, .. })) => {
                     let (start, len) = (bytes.len() as u64, data.len() as u32);
                     bytes.extend_from_slice(data);
                     index.push(Entry { timestamp_ns, start, len, orig_len, interface });
@@ -103,6 +103,7 @@ impl CaptureFile {
             interface: entry.interface,
             orig_len: entry.orig_len,
             data: &self.bytes[start..start + entry.len as usize],
+            offload: None,
         }
     }
 }

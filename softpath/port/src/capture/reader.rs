@@ -108,7 +108,8 @@ impl<R: Read> CaptureReader<R> {
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, CaptureError> {
         let Some(packet) = self.advance()? else { return Ok(None) };
         let Packet { timestamp_ns, interface, orig_len, back, len } = packet;
-        Ok(Some(Frame { timestamp_ns, interface, orig_len, data: self.buffer.consumed(back, len) }))
+        let data = self.buffer.consumed(back, len);
+        Ok(Some(Frame { timestamp_ns, interface, orig_len, data, offload: None }))
     }
 
     fn advance(&mut self) -> Result<Option<Packet>, CaptureError> {

@@ -56,7 +56,7 @@ impl<W: Write> PcapWriter<W> {
         Ok(PcapWriter { out, resolution })
     }
 
-    /// Writes one frame. `frame.interface` has no place in a pcap file.
+    /// Writes one frame as it is, whole or not. `frame.interface` has no place in a pcap file.
     ///
     /// # Errors
     /// A frame above [`MAX_FRAME`], a time after 2106, and what the output says.
@@ -95,6 +95,6 @@ impl<W: Write> PcapWriter<W> {
 
 impl<W: Write> FrameSink for PcapWriter<W> {
     fn send(&mut self, frame: Frame<'_>) -> Result<(), PortError> {
-        self.write(frame)
+        frame.finish(|whole| self.write(whole))
     }
 }
