@@ -91,6 +91,50 @@ pub enum Field {
 }
 
 impl Field {
+    /// Width in bits.
+    pub fn width(self) -> u16 {
+        match self {
+            Self::IpProto | Self::IpTos | Self::IpTtl => 8,
+            Self::TcpFlags => 12,
+            Self::InPort
+            | Self::EthType
+            | Self::Vlan0Tpid
+            | Self::Vlan0Tci
+            | Self::Vlan1Tpid
+            | Self::Vlan1Tci
+            | Self::L4Src
+            | Self::L4Dst
+            | Self::ArpOp => 16,
+            Self::Ipv6Label => 20,
+            Self::TunId => 24,
+            Self::Metadata
+            | Self::Ipv4Src
+            | Self::Ipv4Dst
+            | Self::ArpSpa
+            | Self::ArpTpa
+            | Self::TunIpv4Src
+            | Self::TunIpv4Dst => 32,
+            Self::EthDst | Self::EthSrc | Self::ArpSha | Self::ArpTha => 48,
+            Self::Ipv6Src | Self::Ipv6Dst => 128,
+        }
+    }
+
+    /// True for what a packet has above its Ethernet type.
+    pub fn above_ethernet(self) -> bool {
+        !matches!(
+            self,
+            Self::InPort
+                | Self::Metadata
+                | Self::EthDst
+                | Self::EthSrc
+                | Self::EthType
+                | Self::Vlan0Tpid
+                | Self::Vlan0Tci
+                | Self::Vlan1Tpid
+                | Self::Vlan1Tci
+        )
+    }
+
     /// Name, for people and JSON.
     pub fn name(self) -> &'static str {
         match self {
@@ -206,6 +250,41 @@ pub enum Miss {
     SlowQueue,
 }
 
+/// What the entries of a table count. What a device does not count reads as 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CounterCaps {
+    /// Packets and the bytes of them.
+    pub traffic: bool,
+    /// Time of the last packet.
+    pub used: bool,
+    /// TCP flags seen.
+    pub tcp_flags: bool,
+}
+
+impl CounterCaps {
+    /// Everything is counted.
+    pub const ALL: Self = Self { traffic: true, used: true, tcp_flags: true };
+    /// Nothing is counted.
+    pub const NONE: Self = Self { traffic: false, used: false, tcp_flags: false };
+
+    /// True if a flow's statistics miss nothing.
+    pub fn complete(self) -> bool {
+        self == Self::ALL
+    }
+}
+
+/// What stands between the wire and the tables: which packets get there, and as what they are seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParserCaps {
+    /// Only packets whose network and transport headers were parsed whole get to a table: no fragment, no extension
+    /// header, nothing cut off or malformed. If not, nothing above the Ethernet type may be matched, or taken for granted.
+    pub whole: bool,
+    /// VLAN tags that it takes. What comes after these is seen as the Ethernet type, be it a further tag's.
+    pub tags: u8,
+    /// Tags of type 0x88a8 are tags, as those of 0x8100 are. If not, such a frame is untagged and of that type.
+    pub service_tags: bool,
+}
+
 /// Capability record of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableCaps {
@@ -223,6 +302,12 @@ pub struct TableCaps {
     pub actions: ActionSet,
     /// Fields that `SetField` can set here.
     pub settable: Vec<Field>,
+    /// `SetField` takes any bits of a field; if not, whole fields only.
+    pub set_bits: bool,
+    /// An output to the port that the packet came from is carried out; if not, the device leaves it out.
+    pub output_to_ingress: bool,
+    /// What entries count.
+    pub counters: CounterCaps,
     /// Actions per entry.
     pub max_actions: u8,
     /// Entries.
@@ -261,6 +346,12 @@ pub struct NicCaps {
     pub meters: u32,
     /// The slow path can send packets into the pipeline ([`SlowTx::Pipeline`]), not only out of ports.
     pub pipeline_tx: bool,
+    /// What gets to the tables.
+    pub parser: ParserCaps,
+    /// Entries can be read back.
+    pub read_back: bool,
+    /// What happens to packets that no entry and no slow path can change, and that is not as it should be: for people.
+    pub caveats: Vec<String>,
 }
 
 impl NicCaps {
@@ -497,6 +588,9 @@ pub enum NicError {
     /// The caller asked for something that the capability records exclude.
     #[error("not possible on this NIC: {0}")]
     Invalid(String),
+    /// The device has no exact equivalent of an entry, although each of its parts is one that the records allow.
+    #[error("not possible on this NIC: {0}")]
+    Inexpressible(&'static str),
 }
 
 /// A NIC as the planner and the slow path use it. One owner drives it; nothing here blocks.
@@ -515,7 +609,8 @@ pub trait Nic: Send {
     fn poll(&mut self, results: &mut Vec<UpdateResult>, events: &mut Vec<NicEvent>) -> Result<(), NicError>;
     /// Counters of an entry that is installed, as last written back by the device.
     fn counters(&self, id: EntryId) -> EntryCounters;
-    /// Starts a read-back of an entry; the answer comes by `take_read_back`.
+    /// Starts a read-back of an entry; the answer comes by `take_read_back`. [`NicError::Invalid`] where the capability
+    /// records exclude it.
     fn read_back(&mut self, id: EntryId) -> Result<(), NicError>;
     /// An entry that was read back: `None` inside for a place that is empty.
     fn take_read_back(&mut self) -> Option<(EntryId, Option<Entry>)>;

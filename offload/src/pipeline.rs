@@ -10,6 +10,7 @@ pub struct Pipeline {
     ports: PortMap,
     every_port_mapped: bool,
     last_stage: Stage,
+    uncounted: bool,
 }
 
 impl Pipeline {
@@ -20,7 +21,19 @@ impl Pipeline {
         let ports: PortMap = ports.iter().filter(|(_, nic)| has(*nic)).collect();
         let every_port_mapped = caps.ports.iter().all(|p| ports.dp(p.port).is_some());
         let last_stage = caps.tables.iter().map(|t| t.stage).max().unwrap_or(Stage(0));
-        Self { caps: caps.clone(), ports, every_port_mapped, last_stage }
+        Self { caps: caps.clone(), ports, every_port_mapped, last_stage, uncounted: false }
+    }
+
+    /// Lets flows into tables whose entries do not count everything. Without it they are refused there, as a flow's
+    /// statistics are to be the same whoever handled its packets.
+    #[must_use]
+    pub fn with_uncounted(self, uncounted: bool) -> Self {
+        Self { uncounted, ..self }
+    }
+
+    /// True if flows may be in tables whose entries do not count everything.
+    pub fn uncounted(&self) -> bool {
+        self.uncounted
     }
 
     /// The records.

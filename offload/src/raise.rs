@@ -10,7 +10,9 @@ use crate::lower::Plan;
 use crate::lower::matching::{is_extension, is_neighbour_discovery};
 use crate::pipeline::{Pipeline, all_bits, read};
 use crate::refusal::{Cause, Difference, Limit, Refusal};
-use flowlift_driver::nic::{Entry, Field, FieldValue, Nic, NicAction, NicError, Stage, TableCaps, TableId};
+use flowlift_driver::nic::{
+    Entry, Field, FieldValue, Nic, NicAction, NicError, ParserCaps, Stage, TableCaps, TableId,
+};
 use flowlift_flow::key::{VLAN_CFI, VLAN_MAX, eth_type, ip_proto};
 use flowlift_flow::{Action, AttrSet, Flow, Header, Key, Mask, Match};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -57,9 +59,14 @@ pub fn raise(pipeline: &Pipeline, table: TableId, entry: &Entry) -> Result<Raise
             return Err(Difference::Match("arp.op"));
         }
     }
-    constants(&key, &mut mask);
+    constants(pipeline.caps().parser, &mut key, &mut mask);
     let matching = Match { key, mask: Mask(mask), attrs: AttrSet::default() };
     let (actions, goto) = raise_actions(pipeline, &matching, &entry.actions)?;
+    let from_any = matching.mask.0.in_port != u32::MAX;
+    let back = |a: &Action| matches!(a, Action::Output(to) if from_any || to.0 == matching.key.in_port);
+    if !caps.output_to_ingress && actions.iter().any(back) {
+        return Err(Difference::Actions);
+    }
     Ok(Raised { matching, actions, goto })
 }
 
@@ -116,7 +123,7 @@ fn fields(
 }
 
 /// Adds to the mask what is 0 in every packet that gets as far as a table and has the rest of the match.
-fn constants(key: &Key, mask: &mut Key) {
+fn constants(parser: ParserCaps, key: &mut Key, mask: &mut Key) {
     let typed = mask.eth_type.get() == 0xffff;
     let ty = key.eth_type.get();
     let (v4, v6) = (typed && ty == eth_type::IPV4, typed && ty == eth_type::IPV6);
@@ -139,7 +146,14 @@ fn constants(key: &Key, mask: &mut Key) {
         }
         mask.words_mut()[word] = u64::from_ne_bytes(bits);
     }
+    if !parser.service_tags && mask.vlan[0].tci.get() & key.vlan[0].tci.get() & VLAN_CFI != 0 {
+        (key.vlan[0].tpid, mask.vlan[0].tpid) = (eth_type::VLAN.into(), 0xffff.into());
+    }
     let absent = |n: usize| {
+        // An exact Ethernet type that is no tag's leaves no room for a tag that the parser does not take.
+        if !typed && !parser.service_tags || n >= usize::from(parser.tags) {
+            return typed && !matches!(ty, eth_type::VLAN | eth_type::QINQ);
+        }
         (mask.vlan[n].tci.get() & VLAN_CFI != 0 && key.vlan[n].tci.get() & VLAN_CFI == 0)
             || (mask.vlan[n].tpid.get() == 0xffff && key.vlan[n].tpid.get() == 0)
     };
@@ -148,8 +162,10 @@ fn constants(key: &Key, mask: &mut Key) {
             (tag.tci, tag.tpid) = (0xffff.into(), 0xffff.into());
         }
     }
-    // No fragment gets into a table.
-    mask.ip_frag = 0xff;
+    // No fragment gets past a parser that takes packets whole, and no other packet has the field.
+    if parser.whole || typed && !ip {
+        mask.ip_frag = 0xff;
+    }
     if !typed {
         return;
     }
@@ -356,6 +372,9 @@ pub fn check<C: Codec + ?Sized>(
         let start = bytes.len();
         codec.encode(plan.table, entry, bytes).map_err(|e| match e {
             NicError::Invalid(_) => Refusal { cause: Cause::Limit(Limit::Encoding), table },
+            NicError::Inexpressible(what) => {
+                Refusal { cause: Cause::Limit(Limit::Inexpressible(what)), table }
+            }
             _ => bug(Difference::Codec),
         })?;
         let decoded = codec

@@ -106,6 +106,10 @@ pub enum ActionCause {
     NotInTable,
     /// The table cannot set this field.
     NotSettable(Field),
+    /// The table sets all of this field or nothing.
+    SetsBits(Field),
+    /// The NIC does not send a packet back to where it came from.
+    ToIngress,
     /// The action fixes a field that cannot be set (U8).
     NeverSet(&'static str),
     /// The flow does not match this exactly, so that packets without the header would pass.
@@ -141,6 +145,10 @@ pub enum Limit {
     NoTable(Stage),
     /// The driver cannot encode the entry: its actions take more room than a command of the device has.
     Encoding,
+    /// The device has no exact equivalent of the entry as a whole; the driver's words.
+    Inexpressible(&'static str),
+    /// The table's entries do not count what a flow's statistics are made of.
+    Uncounted,
     /// Every table that would take the flow is excluded, being full.
     Full,
 }
@@ -218,6 +226,8 @@ impl Refusal {
                 ActionCause::NotSettable(field) => {
                     format!("a profile that can set {} would lift it", field.name())
                 }
+                ActionCause::SetsBits(field) => format!("setting all of {} would lift it", field.name()),
+                ActionCause::ToIngress => "an exact match of another in_port would lift it".into(),
                 ActionCause::NeverSet(field) => format!("leaving {field} out of the mask would lift it"),
                 ActionCause::Needs(field) => format!("an exact match of {field} would lift it"),
                 ActionCause::PortNotOnNic(p) => {
@@ -234,6 +244,10 @@ impl Refusal {
                 "fewer actions, or a profile with more per entry, would lift it".into()
             }
             Cause::Limit(Limit::Encoding) => "fewer actions, or ones that set less, would lift it".into(),
+            Cause::Limit(Limit::Inexpressible(_)) => "a NIC that can do it would lift it".into(),
+            Cause::Limit(Limit::Uncounted) => {
+                "accepting flows whose packets are not counted would lift it".into()
+            }
             Cause::Limit(Limit::NoTable(_)) => "a profile with more stages would lift it".into(),
             Cause::Limit(Limit::Full) => "a larger profile, or fewer flows, would lift it".into(),
             Cause::Recirc { why, .. } => match why {
@@ -250,7 +264,10 @@ impl Refusal {
         let same_everywhere = match cause {
             Cause::Action { why, .. } => !matches!(
                 why,
-                ActionCause::NotInTable | ActionCause::NotSettable(_) | ActionCause::NoLaterStage
+                ActionCause::NotInTable
+                    | ActionCause::NotSettable(_)
+                    | ActionCause::SetsBits(_)
+                    | ActionCause::NoLaterStage
             ),
             _ => false,
         };
@@ -319,6 +336,12 @@ impl fmt::Display for Cause {
                     ActionCause::NotSettable(field) => {
                         write!(f, "sets {}, which cannot be set", field.name())
                     }
+                    ActionCause::SetsBits(field) => {
+                        write!(f, "sets some bits of {}, which is set as a whole only", field.name())
+                    }
+                    ActionCause::ToIngress => {
+                        write!(f, "may go to the port that the packet came from, which the NIC leaves out")
+                    }
                     ActionCause::NeverSet(field) => write!(f, "sets {field}, which cannot be set"),
                     ActionCause::Needs(field) => write!(f, "needs an exact {field} in the match"),
                     ActionCause::PortNotOnNic(p) => {
@@ -338,6 +361,8 @@ impl fmt::Display for Cause {
                 write!(f, "{need} actions are needed, {max} are the limit")
             }
             Self::Limit(Limit::Encoding) => write!(f, "the actions take more room than an entry has"),
+            Self::Limit(Limit::Inexpressible(what)) => f.write_str(what),
+            Self::Limit(Limit::Uncounted) => write!(f, "entries do not count packets and bytes"),
             Self::Limit(Limit::NoTable(stage)) => write!(f, "stage {} has no table", stage.0),
             Self::Limit(Limit::Full) => write!(f, "every table that would take the flow is full"),
             Self::Recirc { id, why } => {

@@ -3,9 +3,9 @@
 use crate::pipeline::Pipeline;
 use crate::ports::PortMap;
 use flowlift_driver::nic::{
-    ActionKind, ActionSet, Entry, EntryCounters, EntryId, Field, FieldCaps, MatchKind, Miss, Nic, NicAction,
-    NicCaps, NicError, NicEvent, NicPort, NicState, PortCaps, SlowRx, SlowTx, Stage, TableCaps, TableId,
-    TableKind, Update, UpdateResult, UpdateStatus,
+    ActionKind, ActionSet, CounterCaps, Entry, EntryCounters, EntryId, Field, FieldCaps, MatchKind, Miss,
+    Nic, NicAction, NicCaps, NicError, NicEvent, NicPort, NicState, ParserCaps, PortCaps, SlowRx, SlowTx,
+    Stage, TableCaps, TableId, TableKind, Update, UpdateResult, UpdateStatus,
 };
 use flowlift_flow::text::{NoNames, parse_actions, parse_match};
 use flowlift_flow::{Flow, PortNo};
@@ -81,6 +81,9 @@ fn table(
         key_len: offset.next_multiple_of(8),
         actions: actions.into_iter().fold(ActionSet::default(), ActionSet::with),
         settable: SETTABLE.to_vec(),
+        set_bits: true,
+        output_to_ingress: true,
+        counters: CounterCaps::ALL,
         max_actions: 8,
         max_entries,
         goto: (stage + 1..3).map(Stage).collect(),
@@ -108,6 +111,9 @@ pub(crate) fn caps(hash_entries: u32, tcam_entries: u32) -> NicCaps {
         slow_queues: 1,
         meters: 0,
         pipeline_tx: true,
+        parser: ParserCaps { whole: true, tags: 2, service_tags: true },
+        read_back: true,
+        caveats: vec![],
     }
 }
 

@@ -116,6 +116,9 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         slow_queues: 0,
         meters: 0,
         pipeline_tx: true,
+        parser: caps::PARSER,
+        read_back: true,
+        caveats: vec![],
     };
     let mut nic = Fl1 {
         regs,

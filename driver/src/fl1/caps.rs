@@ -4,8 +4,8 @@
 use super::regs::{MAX_PORTS, MAX_SLOWQ};
 use super::wire::{self, CapsHeader, FieldRecord, TableRecord, action, crc_without};
 use crate::nic::{
-    ActionKind, ActionSet, Field, FieldCaps, KEY_MAX, MatchKind, Miss, NicCaps, NicPort, PortCaps, Stage,
-    TableCaps, TableId, TableKind,
+    ActionKind, ActionSet, CounterCaps, Field, FieldCaps, KEY_MAX, MatchKind, Miss, NicCaps, NicPort,
+    ParserCaps, PortCaps, Stage, TableCaps, TableId, TableKind,
 };
 
 /// "FLCP".
@@ -67,6 +67,8 @@ const ACTIONS: [(u8, ActionKind); 11] = [
     (action::VXLAN_ENCAP, ActionKind::VxlanEncap),
     (action::VXLAN_DECAP, ActionKind::VxlanDecap),
 ];
+/// What gets past the parser (FL1.md section 8).
+pub(crate) const PARSER: ParserCaps = ParserCaps { whole: true, tags: 2, service_tags: true };
 /// Bit of the action set: an empty list.
 const DROP_BIT: u32 = 1;
 /// Bit of the action set: OUTPUT truncates.
@@ -153,6 +155,9 @@ impl Parsed {
             slow_queues: id.slow_queues as u16,
             meters: id.meters,
             pipeline_tx: true,
+            parser: PARSER,
+            read_back: true,
+            caveats: vec![],
         }
     }
 }
@@ -306,6 +311,9 @@ fn table(r: &TableRecord, records: &[u8], stages: u32) -> Result<TableInfo, Stri
         key_len: r.key_bytes.get(),
         actions,
         settable,
+        set_bits: true,
+        output_to_ingress: true,
+        counters: CounterCaps::ALL,
         max_actions: r.max_units,
         max_entries: r.max_entries.get(),
         goto,

@@ -410,7 +410,7 @@ mod tests {
     use super::super::caps::{self, tests::TINY};
     use super::super::wire::golden;
     use super::*;
-    use crate::nic::{ActionSet, Miss, TableCaps, TableId};
+    use crate::nic::{ActionSet, CounterCaps, Miss, TableCaps, TableId};
     use proptest::prelude::*;
     use smallvec::smallvec;
 
@@ -430,6 +430,9 @@ mod tests {
             key_len: 48,
             actions,
             settable,
+            set_bits: true,
+            output_to_ingress: true,
+            counters: CounterCaps::ALL,
             max_actions: 16,
             max_entries: 65536,
             goto: vec![Stage(1)],

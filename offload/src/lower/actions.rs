@@ -3,9 +3,10 @@
 //! What a flow's match fixes is used twice: an action that sets what is there already is left out, and one that needs a
 //! header is taken only where the match guarantees the header.
 
+use super::Ingress;
 use super::matching::{L3, L4, Wants};
 use crate::header::{Needs, SetEffect, SetField, action_name, effect_of};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, all_bits};
 use crate::refusal::{ActionCause, Cause, Limit};
 use flowlift_driver::nic::{ActionKind, Field, FieldValue, NicAction, Stage, TableCaps};
 use flowlift_flow::Action;
@@ -75,6 +76,7 @@ struct Builder<'a> {
     pipeline: &'a Pipeline,
     table: &'a TableCaps,
     wants: &'a Wants,
+    ingress: &'a Ingress,
     out: SmallVec<[NicAction; 2]>,
     /// What each field is known to hold: value and mask.
     known: SmallVec<[(Field, u128, u128); 16]>,
@@ -145,6 +147,9 @@ impl Builder<'_> {
             if !self.table.settable.contains(&s.field) {
                 return Err(ActionCause::NotSettable(s.field));
             }
+            if !self.table.set_bits && s.mask != all_bits(s.field.width()) {
+                return Err(ActionCause::SetsBits(s.field));
+            }
             self.ttl_changed |= s.field == Field::IpTtl;
             self.learn(s);
             self.out.push(NicAction::SetField {
@@ -196,6 +201,9 @@ impl Builder<'_> {
     fn output(&mut self, port: flowlift_flow::PortNo) -> Result<(), ActionCause> {
         let nic = self.pipeline.ports().nic(port).ok_or(ActionCause::PortNotOnNic(port))?;
         self.has(ActionKind::Output)?;
+        if !self.table.output_to_ingress && self.ingress.iter().any(|from| from.is_none_or(|p| p == nic)) {
+            return Err(ActionCause::ToIngress);
+        }
         self.outputs = true;
         self.out.push(NicAction::Output(nic));
         Ok(())
@@ -230,7 +238,7 @@ pub(crate) type Lowered = (SmallVec<[NicAction; 2]>, Option<(u32, Stage)>);
 pub(crate) fn lower(
     pipeline: &Pipeline,
     table: &TableCaps,
-    wants: &Wants,
+    (wants, ingress): (&Wants, &Ingress),
     actions: &[Action],
     stages: &dyn Stages,
 ) -> Result<Lowered, Cause> {
@@ -240,6 +248,7 @@ pub(crate) fn lower(
         pipeline,
         table,
         wants,
+        ingress,
         out: SmallVec::new(),
         known: wants.fields.iter().map(|w| (w.field, w.value, w.mask)).collect(),
         tags: wants.tags.into(),

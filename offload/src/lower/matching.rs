@@ -8,7 +8,7 @@
 use crate::keyfields::{FIRST_CONSTANT_WORD, Known, METADATA_WORDS, part_of};
 use crate::pipeline::{all_bits, field_of, takes, write};
 use crate::refusal::{Cause, FieldCause};
-use flowlift_driver::nic::{Field, TableCaps};
+use flowlift_driver::nic::{Field, ParserCaps, TableCaps};
 use flowlift_flow::key::{ETH_TYPE_NONE, VLAN_CFI, eth_type, ip_proto};
 use flowlift_flow::{Match, PortNo};
 use smallvec::SmallVec;
@@ -107,7 +107,7 @@ fn mac(m: &[u8; 6]) -> u128 {
 }
 
 /// The flow's match in terms of a NIC's fields, or why no table of any NIC could have it.
-pub(crate) fn wants(m: &Match) -> Result<Wants, Cause> {
+pub(crate) fn wants(m: &Match, parser: ParserCaps) -> Result<Wants, Cause> {
     let (k, mask) = (&m.key, &m.mask.0);
     let in_port = match mask.in_port {
         0 => InPort::Any,
@@ -125,11 +125,24 @@ pub(crate) fn wants(m: &Match) -> Result<Wants, Cause> {
     b.want(Field::EthDst, "eth.dst", mac(&k.eth_dst), mac(&mask.eth_dst));
     b.want(Field::EthSrc, "eth.src", mac(&k.eth_src), mac(&mask.eth_src));
     let l3 = ethernet_type(m, &mut b)?;
-    let (tags, no_more_tags) = vlans(m, &mut b)?;
+    let (tags, no_more_tags) = vlans(m, l3, parser, &mut b)?;
     let l4 = network(m, l3, &mut b)?;
     transport(m, l3, l4, &mut b)?;
     constants(m, l3)?;
+    if !parser.whole {
+        unparsed(m, l3, &b)?;
+    }
     Ok(Wants { in_port, recirc_id, l3, l4, tags, no_more_tags, fields: b.fields })
+}
+
+/// A parser that lets every packet through says nothing of what is above the Ethernet type: a fragment, or a packet
+/// whose headers are cut off, would be found where the flow does not have it.
+fn unparsed(m: &Match, l3: L3, b: &Builder) -> Result<(), Cause> {
+    if let Some(w) = b.fields.iter().find(|w| w.field.above_ethernet()) {
+        return refuse(w.name, FieldCause::NotParsed);
+    }
+    let ip = matches!(l3, L3::Any | L3::Ipv4 | L3::Ipv6);
+    if ip && m.mask.0.ip_frag != 0 { refuse("ip.frag", FieldCause::NotParsed) } else { Ok(()) }
 }
 
 fn ethernet_type(m: &Match, b: &mut Builder) -> Result<L3, Cause> {
@@ -162,7 +175,7 @@ fn ethernet_type(m: &Match, b: &mut Builder) -> Result<L3, Cause> {
 }
 
 /// Wants of both tags; how many are there for certain, and whether none is below those.
-fn vlans(m: &Match, b: &mut Builder) -> Result<(u8, bool), Cause> {
+fn vlans(m: &Match, l3: L3, parser: ParserCaps, b: &mut Builder) -> Result<(u8, bool), Cause> {
     const FIELDS: [(Field, Field, &str, &str); 2] = [
         (Field::Vlan0Tci, Field::Vlan0Tpid, "vlan.tci", "vlan.tpid"),
         (Field::Vlan1Tci, Field::Vlan1Tpid, "encap.vlan.tci", "encap.vlan.tpid"),
@@ -176,6 +189,13 @@ fn vlans(m: &Match, b: &mut Builder) -> Result<(u8, bool), Cause> {
             || tpid_mask == 0xffff && tpid == 0)
             && tci & tci_mask == 0
             && tpid & tpid_mask == 0;
+        if says_absent && l3 != L3::Any && usize::from(parser.tags) <= n {
+            // A further tag would be seen as the Ethernet type, and that one is no tag's.
+            return Ok((tags, usize::from(tags) == n));
+        }
+        if says_absent && l3 == L3::Any && !parser.service_tags {
+            return refuse(tci_name, FieldCause::Needs("eth_type"));
+        }
         if says_absent {
             // Without the outer tag there is no inner one either. Tags that are cut off are not parsed, so that the
             // protocol ID and the tag are both zero or neither is.
@@ -207,8 +227,15 @@ fn vlans(m: &Match, b: &mut Builder) -> Result<(u8, bool), Cause> {
             // A tag that is cut off (R35).
             return refuse(tci_name, FieldCause::NotParsed);
         }
-        b.want(tci_field, tci_name, tci.into(), tci_mask.into());
-        b.want(tpid_field, tpid_name, tpid.into(), tpid_mask.into());
+        if parser.service_tags || tpid_mask == 0 {
+            b.want(tci_field, tci_name, tci.into(), tci_mask.into());
+            b.want(tpid_field, tpid_name, tpid.into(), tpid_mask.into());
+        } else if (tpid ^ eth_type::VLAN) & tpid_mask == 0 {
+            // Where there is a tag, it is one of this type.
+            b.want(tci_field, tci_name, (tci | VLAN_CFI).into(), (tci_mask | VLAN_CFI).into());
+        } else {
+            return refuse(tpid_name, FieldCause::NotParsed);
+        }
         let present = tci & tci_mask & VLAN_CFI != 0 || tpid_mask == 0xffff && tpid != 0;
         if present && usize::from(tags) == n {
             tags += 1;

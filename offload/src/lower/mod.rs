@@ -75,7 +75,7 @@ pub fn lower(
     flow: &Flow,
     excluded: Excluded,
 ) -> Result<Plan, Refusal> {
-    let wants = matching::wants(&flow.matching).map_err(Refusal::of_nic)?;
+    let wants = matching::wants(&flow.matching, pipeline.caps().parser).map_err(Refusal::of_nic)?;
     let id = wants.recirc_id;
     let stage = recirc.stage(id).map_err(|why| Refusal::of_nic(Cause::Recirc { id, why }))?;
     let ports = ingress(pipeline, &wants, stage).map_err(Refusal::of_nic)?;
@@ -105,7 +105,7 @@ pub fn lower(
 }
 
 /// Ingress ports that need an entry each; a single `None`: any port.
-type Ingress = SmallVec<[Option<NicPort>; 1]>;
+pub(crate) type Ingress = SmallVec<[Option<NicPort>; 1]>;
 
 fn ingress(pipeline: &Pipeline, wants: &Wants, stage: Stage) -> Result<Ingress, Cause> {
     let refuse = |why| Err(Cause::Field { name: "in_port", why });
@@ -147,7 +147,10 @@ fn on_table(
     if table.stage > Stage(0) {
         exactly(table, Field::Metadata, "recirc_id", wants.recirc_id.into(), &mut key, &mut mask)?;
     }
-    let (actions, goto) = actions::lower(pipeline, table, wants, &flow.actions, &Stages(recirc))?;
+    let (actions, goto) = actions::lower(pipeline, table, (wants, ports), &flow.actions, &Stages(recirc))?;
+    if !table.counters.complete() && !pipeline.uncounted() {
+        return Err(Cause::Limit(Limit::Uncounted));
+    }
     let mut entries = SmallVec::new();
     for port in ports {
         let mut entry = Entry { priority: 0, key: key.clone(), mask: mask.clone(), actions: actions.clone() };

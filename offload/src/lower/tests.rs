@@ -3,7 +3,7 @@ use crate::raise;
 use crate::recirc::{RecircGraph, hop};
 use crate::refusal::{ActionCause, RecircCause};
 use crate::testing::{caps, decode, encode, flow, pipeline, ports};
-use flowlift_driver::nic::{NicAction, NicError};
+use flowlift_driver::nic::{CounterCaps, NicAction, NicError, ParserCaps};
 use flowlift_flow::key::{KEY_WORDS, ip_proto};
 use flowlift_flow::{Action, Header, Key};
 use proptest::prelude::*;
@@ -540,4 +540,96 @@ fn possible(k: &Key) -> bool {
     only == *k
         && (1..=4).contains(&k.in_port)
         && !matches!(ty, 0..0x0600 | 0x8100 | 0x88a8 | 0x8847 | 0x8848 | 0x894f | 0x8035)
+}
+
+/// A switch that lets every packet into its only table: no parsing above the Ethernet type, tags of one type only, no way
+/// back to the ingress port, no counters.
+fn plain_switch() -> Pipeline {
+    let mut c = caps(8, 8);
+    c.parser = ParserCaps { whole: false, tags: 1, service_tags: false };
+    c.tables.retain(|t| t.id == TableId(1));
+    for t in &mut c.tables {
+        t.fields.retain(|f| {
+            matches!(
+                f.field,
+                Field::InPort
+                    | Field::EthDst
+                    | Field::EthSrc
+                    | Field::EthType
+                    | Field::Vlan0Tci
+                    | Field::IpProto
+            )
+        });
+        (t.set_bits, t.output_to_ingress, t.counters) = (false, false, CounterCaps::NONE);
+    }
+    Pipeline::new(&c, &ports()).with_uncounted(true)
+}
+
+fn on_plain_switch(matching: &str, actions: &str) -> Result<Plan, String> {
+    let (p, f) = (plain_switch(), flow(matching, actions));
+    let graph = RecircGraph::new(p.last_stage());
+    let plan = lower(&p, &graph, &f, Excluded::default()).map_err(|r| r.to_string())?;
+    raise::check(&p, &TestCodec, &f, &plan, &mut Vec::new()).map_err(|r| format!("check: {r}"))?;
+    Ok(plan)
+}
+
+#[test]
+fn a_parser_that_lets_everything_through_answers_for_ethernet_only() {
+    let l2 = "recirc_id(0),in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),";
+    let takes = |m: &str, a: &str| on_plain_switch(&format!("{l2}{m}"), a).unwrap();
+    let refuses = |m: &str, a: &str| on_plain_switch(&format!("{l2}{m}"), a).unwrap_err();
+    takes("eth_type(0x0800)", "2");
+    takes("eth_type(0x0806)", "2,3");
+    takes("eth_type(0x8100),vlan(vid=5,pcp=0),encap(eth_type(0x86dd))", "2");
+    takes("eth_type(0x8100),vlan(vid=5,pcp=0/0),encap(eth_type(0x0800))", "pop_vlan,2");
+    for (m, name) in [
+        ("eth_type(0x0800),ipv4(frag=no)", "ip.frag"),
+        ("eth_type(0x0800),ipv4(proto=17,frag=no)", "ipv4.proto"),
+        ("eth_type(0x0806),arp(op=1)", "arp.op"),
+        ("eth_type(0x86dd),ipv6(frag=no)", "ip.frag"),
+    ] {
+        let why = refuses(m, "2");
+        assert!(why.contains(&format!("field {name} is not seen by the NIC's parser")), "{m}: {why}");
+    }
+    let why = refuses("eth_type(0x88a8),vlan(vid=5,pcp=0),encap(eth_type(0x0800))", "2");
+    assert!(why.contains("vlan.tpid is not seen"), "{why}");
+    // Two tags: the inner one's type is what such a parser shows as the Ethernet type.
+    let two = "eth_type(0x8100),vlan(vid=5,pcp=0),encap(eth_type(0x8100),vlan(vid=6,pcp=0),encap(eth_type(0x0800)))";
+    assert!(refuses(two, "2").contains("is not a key"), "{}", refuses(two, "2"));
+}
+
+#[test]
+fn an_untagged_frame_needs_its_type_where_one_kind_of_tag_is_not_seen() {
+    let (p, mut f) = (plain_switch(), flow("recirc_id(0),in_port(1),eth_type(0x0800)", "2"));
+    f.matching.mask.0.eth_type = 0.into();
+    let graph = RecircGraph::new(p.last_stage());
+    let why = lower(&p, &graph, &f, Excluded::default()).unwrap_err().to_string();
+    assert!(why.contains("is matched without an exact eth_type"), "{why}");
+}
+
+#[test]
+fn nothing_is_sent_back_where_the_nic_leaves_that_out() {
+    let why = on_plain_switch("recirc_id(0),in_port(1),eth_type(0x0800)", "2,1").unwrap_err();
+    assert!(why.contains("number 2) may go to the port that the packet came from"), "{why}");
+    let why = on_plain_switch("recirc_id(0),eth_type(0x0800)", "2").unwrap_err();
+    assert!(why.contains("an exact match of another in_port would lift it"), "{why}");
+    on_plain_switch("recirc_id(0),eth_type(0x0800)", "drop").unwrap();
+}
+
+#[test]
+fn some_bits_of_a_field_are_not_set_where_only_whole_fields_are() {
+    let m = "recirc_id(0),in_port(1),eth_type(0x0800)";
+    on_plain_switch(m, "set(eth(src=02:00:00:00:00:09,dst=02:00:00:00:00:08)),2").unwrap();
+    let why = on_plain_switch(m, "set(eth(dst=02:00:00:00:00:08/ff:ff:ff:00:00:00)),2").unwrap_err();
+    assert!(why.contains("sets some bits of eth_dst"), "{why}");
+}
+
+#[test]
+fn a_table_that_does_not_count_is_used_only_if_that_was_accepted() {
+    let (p, f) =
+        (plain_switch().with_uncounted(false), flow("recirc_id(0),in_port(1),eth_type(0x0800)", "2"));
+    let graph = RecircGraph::new(p.last_stage());
+    let why = lower(&p, &graph, &f, Excluded::default()).unwrap_err().to_string();
+    assert!(why.starts_with("entries do not count packets and bytes in table 1"), "{why}");
+    assert!(why.ends_with("accepting flows whose packets are not counted would lift it"), "{why}");
 }

@@ -178,6 +178,17 @@ impl Planner {
         }
     }
 
+    /// Lets flows into tables whose entries do not count everything; to be said before the first flow is put. What such
+    /// a flow's packets came to in hardware is not known, see [`Planner::is_counted`].
+    pub fn accept_uncounted(&mut self) {
+        self.pipeline = self.pipeline.clone().with_uncounted(true);
+    }
+
+    /// False for a flow that hardware handles, or has handled, without counting.
+    pub fn is_counted(&self, id: FlowId) -> bool {
+        self.slot(id).is_none_or(|s| !s.uncounted)
+    }
+
     /// Takes another placement policy.
     pub fn set_placement(&mut self, placement: Box<dyn Placement>) {
         self.placement = placement;

@@ -224,6 +224,8 @@ pub(crate) struct Slot {
     /// It is in the set of flows that wait for room.
     pub(crate) waits: bool,
     pub(crate) evicted: bool,
+    /// It was put into a table whose entries do not count everything.
+    pub(crate) uncounted: bool,
     pub(crate) op: Op,
     pub(crate) after: After,
     /// Parts that await a completion, that are in the device, as bits.

@@ -158,7 +158,9 @@ impl Planner {
         nic: &dyn Nic,
     ) {
         self.set_waits(id, false);
+        let counted = self.pipeline.table(plan.table).is_some_and(|t| t.counters.complete());
         let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
+        slot.uncounted |= !counted;
         slot.op = Op::Insert;
         self.under_way += 1;
         slot.generation = slot.generation.wrapping_add(1);

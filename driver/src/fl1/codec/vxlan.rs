@@ -113,7 +113,7 @@ mod tests {
     use super::super::{decode_insert, encode_insert};
     use super::*;
     use crate::nic::{
-        ActionKind, ActionSet, Entry, Field, Miss, NicPort, Stage, TableCaps, TableId, TableKind,
+        ActionKind, ActionSet, CounterCaps, Entry, Field, Miss, NicPort, Stage, TableCaps, TableId, TableKind,
     };
     use proptest::prelude::*;
     use smallvec::{SmallVec, smallvec};
@@ -131,6 +131,9 @@ mod tests {
             key_len: key_len as u16,
             actions: ActionSet(u32::MAX),
             settable: vec![Field::Ipv4Dst],
+            set_bits: true,
+            output_to_ingress: true,
+            counters: CounterCaps::ALL,
             max_actions: 16,
             max_entries: 65536,
             goto: vec![Stage(goto)],

@@ -79,6 +79,13 @@ fn to_json(caps: &NicCaps) -> Value {
             "fields": table.fields.iter().map(field).collect::<Vec<_>>(),
             "actions": actions(table),
             "max_actions": table.max_actions,
+            "set_bits": table.set_bits,
+            "output_to_ingress": table.output_to_ingress,
+            "counters": {
+                "traffic": table.counters.traffic,
+                "used": table.counters.used,
+                "tcp_flags": table.counters.tcp_flags,
+            },
             "settable": table.settable.iter().map(|field| field.name()).collect::<Vec<_>>(),
             "goto": table.goto.iter().map(|stage| stage.0).collect::<Vec<_>>(),
             "miss": match table.miss { Miss::Next(next) => json!({"table": next.0}), Miss::SlowQueue => json!("slow_queue") },
@@ -90,6 +97,13 @@ fn to_json(caps: &NicCaps) -> Value {
         "slow_queues": caps.slow_queues,
         "meters": caps.meters,
         "pipeline_tx": caps.pipeline_tx,
+        "parser": {
+            "whole": caps.parser.whole,
+            "tags": caps.parser.tags,
+            "service_tags": caps.parser.service_tags,
+        },
+        "read_back": caps.read_back,
+        "caveats": caps.caveats,
         "ports": caps.ports.iter().map(port).collect::<Vec<_>>(),
         "tables": caps.tables.iter().map(table).collect::<Vec<_>>(),
     })
@@ -110,6 +124,13 @@ fn to_text(caps: &NicCaps) -> String {
     );
     let _ = writeln!(out, "  slow queues  {}", caps.slow_queues);
     let _ = writeln!(out, "  meters       {}", caps.meters);
+    if !caps.parser.whole {
+        let _ =
+            writeln!(out, "  parser       every packet gets to a table; nothing above its type is parsed");
+    }
+    for caveat in &caps.caveats {
+        let _ = writeln!(out, "  caveat       {caveat}");
+    }
     for table in &caps.tables {
         let masks = match table.kind {
             TableKind::Hash { max_masks } => format!("{max_masks} masks at once"),
@@ -138,6 +159,17 @@ fn to_text(caps: &NicCaps) -> String {
         };
         let goto: Vec<String> = table.goto.iter().map(|stage| format!("stage {}", stage.0)).collect();
         wrapped(&mut out, "goto", &goto);
+        let counters = table.counters;
+        if !counters.complete() {
+            let kinds = [
+                (counters.traffic, "packets and bytes"),
+                (counters.used, "time of last use"),
+                (counters.tcp_flags, "TCP flags"),
+            ];
+            let missing: Vec<&str> =
+                kinds.iter().filter(|(there, _)| !there).map(|(_, name)| *name).collect();
+            wrapped(&mut out, "uncounted", &missing);
+        }
         let _ = writeln!(out, "  {:<10}{miss}; up to {} action units an entry", "miss", table.max_actions);
     }
     out
