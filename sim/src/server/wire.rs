@@ -3,9 +3,10 @@
 use crate::Wire;
 use flowlift_port::capture::Resolution;
 use flowlift_port::{
-    CaptureReader, DatagramPort, Frame, FrameSink, FrameSource, PacketPort, PcapWriter, PortError, TapPort,
+    CaptureReader, Frame, FrameSink, FrameSource, HostPort, HostSpec, PcapWriter, PortError,
 };
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io::BufWriter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,14 +29,20 @@ pub struct WireSpec {
 /// The other end of a wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WireKind {
-    /// A TAP device, made if it is not there.
-    Tap(String),
-    /// A network device, by a packet socket.
-    Packet(String),
-    /// Unix datagrams: the socket's own path, and the peer's; without one, answers go to the last sender.
-    Unix(PathBuf, Option<PathBuf>),
+    /// A port of the host.
+    Host(HostSpec),
     /// Capture files: frames to the device, and frames from it.
     Pcap(PathBuf, Option<PathBuf>),
+}
+
+impl fmt::Display for WireKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(spec) => spec.fmt(f),
+            Self::Pcap(input, None) => write!(f, "pcap:{}", input.display()),
+            Self::Pcap(input, Some(output)) => write!(f, "pcap:{},{}", input.display(), output.display()),
+        }
+    }
 }
 
 /// A wire that cannot be.
@@ -75,18 +82,13 @@ impl FromStr for WireSpec {
         let wrong = || WireError::Spec(s.to_owned());
         let (port, kind) = s.split_once('=').ok_or_else(wrong)?;
         let port = port.strip_prefix('p').and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
-        let (kind, rest) = kind.split_once(':').filter(|(_, rest)| !rest.is_empty()).ok_or_else(wrong)?;
-        let (first, second) = match rest.split_once(',') {
-            Some((a, b)) if !a.is_empty() && !b.is_empty() => (PathBuf::from(a), Some(PathBuf::from(b))),
-            Some(_) => return Err(wrong()),
-            None => (PathBuf::from(rest), None),
-        };
-        let kind = match kind {
-            "tap" => WireKind::Tap(rest.to_owned()),
-            "packet" => WireKind::Packet(rest.to_owned()),
-            "unix" => WireKind::Unix(first, second),
-            "pcap" => WireKind::Pcap(first, second),
-            _ => return Err(wrong()),
+        let kind = match kind.strip_prefix("pcap:").filter(|files| !files.is_empty()) {
+            None => WireKind::Host(kind.parse().map_err(|_| wrong())?),
+            Some(files) => match files.split_once(',') {
+                Some(("", _) | (_, "")) => return Err(wrong()),
+                Some((input, output)) => WireKind::Pcap(input.into(), Some(output.into())),
+                None => WireKind::Pcap(files.into(), None),
+            },
         };
         Ok(Self { port, kind })
     }
@@ -94,18 +96,14 @@ impl FromStr for WireSpec {
 
 /// An opened other end.
 enum End {
-    Tap(TapPort),
-    Packet(PacketPort),
-    Unix(DatagramPort),
+    Host(HostPort),
     Pcap(Box<CaptureReader<File>>, Option<Box<PcapWriter<BufWriter<File>>>>),
 }
 
 impl End {
     fn open(kind: &WireKind) -> Result<Self, PortError> {
         Ok(match kind {
-            WireKind::Tap(name) => Self::Tap(TapPort::open(name)?),
-            WireKind::Packet(name) => Self::Packet(PacketPort::open(name)?),
-            WireKind::Unix(local, peer) => Self::Unix(DatagramPort::bind(local, peer.as_deref())?),
+            WireKind::Host(spec) => Self::Host(HostPort::open(spec)?),
             WireKind::Pcap(input, output) => {
                 let create = |p: &PathBuf| PcapWriter::create(p, Resolution::Nano).map(Box::new);
                 Self::Pcap(Box::new(CaptureReader::open(input)?), output.as_ref().map(create).transpose()?)
@@ -115,27 +113,21 @@ impl End {
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Tap(p) => Some(p.as_fd()),
-            Self::Packet(p) => Some(p.as_fd()),
-            Self::Unix(p) => Some(p.as_fd()),
+            Self::Host(port) => Some(port.as_fd()),
             Self::Pcap(..) => None,
         }
     }
 
     fn receive(&mut self) -> Result<Option<Frame<'_>>, PortError> {
         match self {
-            Self::Tap(p) => p.receive(),
-            Self::Packet(p) => p.receive(),
-            Self::Unix(p) => p.receive(),
+            Self::Host(port) => port.receive(),
             Self::Pcap(reader, _) => reader.receive(),
         }
     }
 
     fn send(&mut self, frame: &[u8]) -> Result<(), PortError> {
         match self {
-            Self::Tap(p) => p.send(Frame::new(frame)),
-            Self::Packet(p) => p.send(Frame::new(frame)),
-            Self::Unix(p) => p.send(Frame::new(frame)),
+            Self::Host(port) => port.send(Frame::new(frame)),
             Self::Pcap(_, Some(writer)) => {
                 let now =
                     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -192,7 +184,7 @@ impl ServerWire {
         });
         let (end, fd) = opened.map_err(|source| WireError::Open {
             port: spec.port,
-            what: format!("{:?}", spec.kind),
+            what: spec.kind.to_string(),
             source,
         })?;
         let state = State { end, head: None, backlog: VecDeque::new(), lost: 0 };
@@ -268,10 +260,15 @@ mod tests {
     #[test]
     fn specifications() {
         let spec = |s: &str| s.parse::<WireSpec>().map(|w| (w.port, w.kind));
-        assert_eq!(spec("p0=tap:tap0").unwrap(), (0, WireKind::Tap("tap0".into())));
-        assert_eq!(spec("p15=packet:eth0").unwrap(), (15, WireKind::Packet("eth0".into())));
-        assert_eq!(spec("p1=unix:/a").unwrap(), (1, WireKind::Unix("/a".into(), None)));
-        assert_eq!(spec("p1=unix:/a,/b").unwrap(), (1, WireKind::Unix("/a".into(), Some("/b".into()))));
+        let host = |s: &str| WireKind::Host(s.parse().unwrap());
+        for (text, port, kind) in [
+            ("p0=tap:tap0", 0, "tap:tap0"),
+            ("p15=packet:eth0", 15, "packet:eth0"),
+            ("p1=unix:/a,/b", 1, "unix:/a,/b"),
+        ] {
+            assert_eq!(spec(text).unwrap(), (port, host(kind)));
+        }
+        assert_eq!(spec("p2=pcap:i").unwrap(), (2, WireKind::Pcap("i".into(), None)));
         assert_eq!(spec("p2=pcap:i,o").unwrap(), (2, WireKind::Pcap("i".into(), Some("o".into()))));
         for bad in [
             "",
@@ -284,6 +281,8 @@ mod tests {
             "p65536=tap:x",
             "p0=udp:x",
             "p0=unix:,",
+            "p0=pcap:",
+            "p0=pcap:i,",
         ] {
             assert!(matches!(spec(bad), Err(WireError::Spec(s)) if s == bad), "{bad}");
         }

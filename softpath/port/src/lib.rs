@@ -11,6 +11,7 @@
 mod burst;
 pub mod capture;
 pub mod datagram;
+pub mod host;
 pub mod link;
 pub mod memory;
 pub mod offload;
@@ -24,6 +25,7 @@ use thiserror::Error;
 pub use burst::{BURST, Burst, MAX_RECEIVED};
 pub use capture::{CaptureError, CaptureFile, CaptureReader, PcapWriter};
 pub use datagram::DatagramPort;
+pub use host::{HostPort, HostSpec};
 pub use memory::MemoryPort;
 pub use offload::Offload;
 pub use packet::{PacketPort, PacketSender};
