@@ -4,7 +4,9 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use divan::{Bencher, black_box};
+use flowlift_agent::engine::{NicSetup, Simulated};
 use flowlift_agent::open;
+use flowlift_driver::fl1::Fl1;
 use flowlift_driver::nic::{Nic, Update};
 use flowlift_flow::text::{NoNames, parse_dump_line};
 use flowlift_flow::{Flow, PortNo};
@@ -32,7 +34,7 @@ fn flow(n: u32) -> Flow {
     parse_dump_line(&line, &NoNames).unwrap().flow
 }
 
-fn card() -> flowlift_agent::engine::NicSetup {
+fn card() -> NicSetup<Fl1, Simulated> {
     open::open(Profile::large(), 1, FaultPlan::default(), &[PortNo(1), PortNo(2)], 1_000_000).unwrap()
 }
 
@@ -84,7 +86,7 @@ fn ring_submit(bencher: Bencher) {
         let (mut results, mut events) = (Vec::new(), Vec::new());
         while results.len() < number {
             card.nic.kick().unwrap();
-            card.function.model().step();
+            card.harness.function.model().step();
             card.nic.poll(&mut results, &mut events).unwrap();
         }
     };

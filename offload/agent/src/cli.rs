@@ -2,8 +2,11 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flowlift_driver::bind::PciAddress;
+use flowlift_port::HostSpec;
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// An Open vSwitch datapath in user space that lifts flows into NIC hardware.
 #[derive(Debug, Parser)]
@@ -74,6 +77,23 @@ pub struct ReplayArgs {
     /// Softpath alone.
     #[arg(long, conflicts_with_all = ["faults", "profile"])]
     pub no_nic: bool,
+    /// A NIC outside of this process: a PCI address as in 0000:03:00.0 (bound to vfio-pci), or vfio-user:SOCKET. [default: a
+    /// simulated one]
+    #[arg(long, value_name = "NIC", conflicts_with_all = ["no_nic", "profile"])]
+    pub nic: Option<NicArg>,
+    /// Where the wire of the NIC's port N (from 0) ends on this host: pN=tap:NAME, pN=packet:NETDEV, pN=unix:LOCAL[,PEER].
+    /// Packets of the capture go in by it, and what leaves is taken from it. Without one, packets go into the NIC's pipeline
+    /// as if received there, and what leaves is not seen.
+    #[arg(long = "wire", value_name = "pN=KIND:...", requires = "nic", conflicts_with = "live")]
+    pub wires: Vec<WireArg>,
+    /// Datapath ports (names or numbers) that are the NIC's ports, counted from 0. [default: as many as it has ports with
+    /// link, in the order of their numbers]
+    #[arg(long, value_name = "PORT=pN,...", value_delimiter = ',', requires = "nic")]
+    pub nic_ports: Vec<String>,
+    /// No capture: serve what arrives on the NIC's wires for so long, or until SIGINT or SIGTERM.
+    #[arg(long, value_name = "SECONDS", requires = "nic", conflicts_with_all = ["pcap", "in_port", "check", "out"],
+        value_parser = seconds)]
+    pub live: Option<Duration>,
     /// Write a capture for each output port, DIR/NAME.pcap.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -206,6 +226,50 @@ impl FromStr for NicArg {
                 .map_err(|error| format!("neither vfio-user:SOCKET nor a PCI address: {error}")),
         }
     }
+}
+
+impl fmt::Display for NicArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pci(address) => address.fmt(f),
+            Self::VfioUser(path) => write!(f, "vfio-user:{}", path.display()),
+        }
+    }
+}
+
+/// A wire of a NIC's port and the port of this host at its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WireArg {
+    /// The NIC's port, counted from 0.
+    pub port: u16,
+    /// Where the wire ends.
+    pub spec: HostSpec,
+}
+
+impl FromStr for WireArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (port, spec) = s.split_once('=').ok_or("pN=KIND:... is wanted")?;
+        Ok(Self { port: nic_port(port)?, spec: spec.parse().map_err(|error| format!("{error}"))? })
+    }
+}
+
+/// A NIC's port as `pN`, counted from 0.
+///
+/// # Errors
+/// Another text, with what is wanted.
+pub fn nic_port(text: &str) -> Result<u16, String> {
+    let number = text.strip_prefix('p').and_then(|number| number.parse().ok());
+    number
+        .filter(|number| *number < u16::MAX)
+        .ok_or_else(|| format!("'{text}' is no port of a NIC: p0, p1, ... are"))
+}
+
+/// A time in seconds, with a fraction if need be.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("'{text}' is no number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 /// Arguments of `nic show`.

@@ -1,17 +1,18 @@
 //! Opening NICs through their drivers: the simulated one in this process, or a PCI function behind VFIO or vfio-user.
 
-use crate::cli::{NicArg, ProfileArg};
-use crate::engine::NicSetup;
+use crate::cli::{NicArg, ProfileArg, WireArg};
+use crate::engine::{NicSetup, Outside, Simulated};
 use anyhow::{Context, Result, bail};
 use flowlift_bus::PciFunction;
 use flowlift_driver::bind::Host;
 use flowlift_driver::fl1::{self, Fl1, Fl1Config, Platform};
 use flowlift_driver::inproc::{InProc, InProcConfig};
-use flowlift_driver::nic::{Nic, NicError};
+use flowlift_driver::nic::{Nic, NicError, NicPort};
 use flowlift_driver::vfio::VfioFunction;
 use flowlift_driver::vfio_user::{VfioUser, VfioUserConfig};
 use flowlift_flow::PortNo;
 use flowlift_offload::ports::PortMap;
+use flowlift_port::HostPort;
 use flowlift_sim::MemoryWire;
 use flowlift_sim::{Clock, ManualClock};
 use flowlift_sim::{FaultPlan, Profile};
@@ -100,6 +101,62 @@ pub fn open_function(nic: &NicArg) -> Result<Opened> {
     Ok(Opened { nic, function })
 }
 
+/// How the ports of a NIC outside are plugged in.
+#[derive(Debug, Clone, Default)]
+pub struct Plugged {
+    /// Datapath ports that are the NIC's, by the number of the NIC's port from 0. Empty: those of `ports`, in the order of
+    /// their numbers, are its ports with link.
+    pub map: Vec<(PortNo, u16)>,
+    /// Datapath ports in the order in which they deserve a port of the NIC.
+    pub ports: Vec<PortNo>,
+    /// Wires that end at ports of this host.
+    pub wires: Vec<WireArg>,
+}
+
+/// Opens a NIC outside of this process with what it is plugged into.
+///
+/// # Errors
+/// As [`open_function`]; a port that the NIC does not have, or has twice; a port of the host that cannot be opened; no port
+/// with link.
+pub fn open_outside(nic: &NicArg, plugged: &Plugged) -> Result<NicSetup> {
+    // The wires first: a port of the NIC whose other end is there has link.
+    let mut wires = BTreeMap::new();
+    for WireArg { port, spec } in &plugged.wires {
+        let opened = HostPort::open(spec).with_context(|| format!("--wire p{port}: cannot open {spec}"))?;
+        if wires.insert(NicPort(port + 1), opened).is_some() {
+            bail!("--wire: p{port} has two wires");
+        }
+    }
+    let Opened { nic, function } = open_function(nic)?;
+    let name = function.name();
+    let caps = nic.caps();
+    let has = |port: u16| caps.ports.iter().any(|caps| caps.port == NicPort(port + 1));
+    let named = plugged.wires.iter().map(|wire| wire.port).chain(plugged.map.iter().map(|(_, port)| *port));
+    if let Some(port) = named.into_iter().find(|port| !has(*port)) {
+        bail!("{name} has no port p{port}: it has p0 to p{}", caps.ports.len().saturating_sub(1));
+    }
+    let mut map = PortMap::new();
+    if plugged.map.is_empty() {
+        let linked: Vec<NicPort> =
+            caps.ports.iter().map(|caps| caps.port).filter(|port| nic.link(*port)).collect();
+        if linked.is_empty() {
+            bail!("no port of {name} has link: plug something in, for flowlift-sim by its --wire");
+        }
+        let mut ports: Vec<PortNo> = plugged.ports.iter().take(linked.len()).copied().collect();
+        ports.sort();
+        ports.into_iter().zip(linked).for_each(|(port, nic_port)| map.insert(port, nic_port));
+    }
+    for (port, number) in &plugged.map {
+        let nic_port = NicPort(number + 1);
+        if map.nic(*port).is_some() || map.dp(nic_port).is_some() {
+            bail!("--nic-ports: port {} or p{number} stands twice", port.0);
+        }
+        map.insert(*port, nic_port);
+    }
+    let harness = Outside::new(function.as_ref(), wires).context("cannot watch the function")?;
+    Ok(NicSetup { nic, harness: Box::new(harness), ports: map })
+}
+
 /// Opens a simulated NIC whose ports are the first ones of `ports`, as many as it has; the rest stay the softpath's.
 ///
 /// # Errors
@@ -110,7 +167,7 @@ pub fn open(
     faults: FaultPlan,
     ports: &[PortNo],
     start_ns: u64,
-) -> Result<NicSetup> {
+) -> Result<NicSetup<Fl1, Simulated>> {
     let clock = ManualClock::new(start_ns);
     let config = flowlift_sim::Config { seed, faults, clock: Box::new(clock.clone()) };
     let mut device = flowlift_sim::Fl1::new(profile, config);
@@ -137,7 +194,7 @@ pub fn open(
     for (port, caps) in ports.iter().zip(&nic.caps().ports) {
         map.insert(*port, caps.port);
     }
-    Ok(NicSetup { function, nic, clock, wires, ports: map })
+    Ok(NicSetup { nic, harness: Simulated { function, clock, wires }, ports: map })
 }
 
 /// The simulated NIC as the driver's surroundings: its clock, and steps while the driver waits for it.

@@ -6,6 +6,7 @@ use crate::input::{self, Flows};
 use crate::open;
 use crate::report::{self, FlowLine};
 use anyhow::{Result, bail};
+use flowlift_driver::fl1::Fl1;
 use flowlift_driver::nic::Nic;
 use flowlift_offload::explain::{Verdict, explain};
 use flowlift_offload::pipeline::Pipeline;
@@ -68,7 +69,7 @@ pub fn run(args: &ExplainArgs) -> Result<Outcome> {
     Ok(if enough { Outcome::Good } else { Outcome::Bad })
 }
 
-fn explain_flows(input: &mut Flows, setup: crate::engine::NicSetup) -> Result<Explained> {
+fn explain_flows<H>(input: &mut Flows, setup: crate::engine::NicSetup<Fl1, H>) -> Result<Explained> {
     let pipeline = Pipeline::new(setup.nic.caps(), &setup.ports);
     let flows: Vec<_> =
         input.loaded.flows.iter().filter_map(|loaded| input.datapath.flow(loaded.id)).collect();

@@ -2,10 +2,12 @@
 //!
 //! Each is a [`Run`]. Time is the capture's, given with each packet, so that a run depends on its inputs and seed alone.
 
+mod harness;
 mod nic;
 mod reference;
 mod soft;
 
+pub use harness::{Harness, Injected, Outside, Simulated};
 pub use nic::{Audit, NicRun, NicSetup, NicSummary};
 pub use reference::ReferenceRun;
 pub use soft::SoftRun;

@@ -1,25 +1,20 @@
-//! `flowlift replay`.
+//! What `flowlift replay` tells of a run, as JSON and as text.
 
-use super::{Outcome, print_json};
+use super::Main;
 use crate::check::CheckReport;
 use crate::cli::ReplayArgs;
-use crate::engine::{Arrival, FlowTotals, NicRun, PacketCounts, ReferenceRun, Run, SoftRun};
-use crate::input::{self, Flows, Packets};
-use crate::ledger::{Ledger, Outlet};
-use crate::open;
-use crate::progress::Progress;
+use crate::engine::{FlowTotals, NicRun, PacketCounts};
+use crate::input::{Flows, Packets};
+use crate::ledger::Outlet;
 use crate::report::{self, FlowLine, Reasons};
-use anyhow::{Context, Result, bail};
-use flowlift_driver::nic::NicState;
+use anyhow::Result;
+use flowlift_driver::nic::{NicPort, NicState};
+use flowlift_flow::PortNo;
 use flowlift_offload::planner::State;
-use flowlift_softpath::{Config, Datapath, FlowId};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::Instant;
 
-/// Packets handed to a run at once.
-const CHUNK: usize = 32;
 /// Flows that a person is shown.
 const FLOWS_SHOWN: usize = 40;
 
@@ -83,8 +78,8 @@ pub struct NicReport {
     pub state: &'static str,
     /// Seed of the faults.
     pub seed: u64,
-    /// Breaches of the device's protocol: bugs of the driver.
-    pub violations: u32,
+    /// Breaches of the device's protocol: bugs of the driver. `null`: the device does not tell, or not any more.
+    pub violations: Option<u32>,
     /// Injected faults by name.
     pub faults: BTreeMap<&'static str, u64>,
     /// Resets by the planner.
@@ -109,6 +104,35 @@ pub struct NicReport {
     pub unanswered: u64,
     /// Plans that raise-and-compare refused.
     pub lowering_bugs: u64,
+    /// Of a NIC outside of this process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outside: Option<OutsideReport>,
+}
+
+/// What there is to say of a NIC because it is outside of this process.
+#[derive(Debug, Serialize)]
+pub struct OutsideReport {
+    /// Where it is, as on the command line.
+    pub at: String,
+    /// Its ports that are the datapath's.
+    pub ports: Vec<PluggedPort>,
+    /// Packets of which nothing was seen after they were sent to it.
+    pub lost: u64,
+    /// Packets of the softpath that it did not send: to a port without link, or more than it takes.
+    pub unsent: u64,
+    /// The run ended its use early because the host asked for it back.
+    pub given_back: bool,
+}
+
+/// A port of a NIC outside.
+#[derive(Debug, Serialize)]
+pub struct PluggedPort {
+    /// The datapath's name or number of it.
+    pub port: String,
+    /// The NIC's, `pN` from 0.
+    pub nic: String,
+    /// Its wire ends here: what leaves by it is counted in the outputs.
+    pub seen: bool,
 }
 
 /// What left by one port.
@@ -133,177 +157,21 @@ pub struct Speed {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offload_seconds: Option<f64>,
     /// Replaying the packets.
-    pub replay_seconds: f64,
-    /// Packets replayed per second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay_seconds: Option<f64>,
+    /// Serving what arrived.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub live_seconds: Option<f64>,
+    /// Packets replayed or served per second.
     pub packets_per_second: f64,
     /// Megabits replayed per second.
     pub megabits_per_second: f64,
 }
 
-/// The run that is reported.
-enum Main {
-    Soft(Box<SoftRun>),
-    Nic(Box<NicRun>),
-}
-
-impl Main {
-    fn run(&mut self) -> &mut dyn Run {
-        match self {
-            Self::Soft(run) => run.as_mut(),
-            Self::Nic(run) => run.as_mut(),
-        }
-    }
-
-    fn nic(&self) -> Option<&NicRun> {
-        match self {
-            Self::Soft(_) => None,
-            Self::Nic(run) => Some(run),
-        }
-    }
-}
-
-/// Replays a capture and tells who handled what. [`Outcome::Bad`] if `--check` found a difference.
-///
-/// # Errors
-/// Input that cannot be used at all.
-pub fn run(args: &ReplayArgs) -> Result<Outcome> {
-    let report = replay(args)?;
-    if args.json {
-        print_json(&report)?;
-    } else {
-        super::print_text(|out| print_text(out, &report))?;
-    }
-    if let Some(damage) = &report.damage {
-        eprintln!("flowlift: {damage}; the {} packets before it were replayed", report.packets.total);
-        return Ok(Outcome::Damaged);
-    }
-    let differs = report.check.as_ref().is_some_and(|check| check.differences > 0);
-    Ok(if differs { Outcome::Bad } else { Outcome::Good })
-}
-
-/// Replays a capture.
-///
-/// # Errors
-/// Input that cannot be used at all.
-pub fn replay(args: &ReplayArgs) -> Result<Report> {
-    match (&args.flows.flows, &args.pcap) {
-        (Some(flows), None) => bail!(
-            "--flows {0} has no packets to replay: name a capture by --pcap FILE, or see what a NIC would take by `flowlift explain --flows {0}`",
-            flows.display()
-        ),
-        (None, Some(pcap)) => bail!(
-            "--pcap {} has no flows: name a dump by --flows FILE (`ovs-appctl dpctl/dump-flows` prints one)",
-            pcap.display()
-        ),
-        _ => {}
-    }
-    let faults = open::faults(args.faults.as_deref())?;
-    let progress = Progress::new(!args.json);
-    let mut speed = Speed::default();
-
-    let start = Instant::now();
-    progress.start("loading flows", None);
-    let mut input = input::read_flows(&args.flows, args.seed)?;
-    speed.load_seconds = start.elapsed().as_secs_f64();
-    speed.flows_per_second = input.loaded.flows.len() as f64 / speed.load_seconds;
-    let packets = input::read_packets(args.pcap.as_deref(), args.in_port.as_deref(), &input.ports)?;
-
-    let mut compared = if args.check { comparisons(args, &mut input)? } else { Vec::new() };
-    for (name, run) in &mut compared {
-        drive(run.as_mut(), &packets, &progress, name)?;
-    }
-
-    let mut ledger = if args.check { Ledger::comparable() } else { Ledger::counting() };
-    if let Some(folder) = &args.out {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        ledger = ledger.with_captures(folder, input.ports.by_number());
-    }
-    let ids: Vec<FlowId> = input.loaded.flows.iter().map(|flow| flow.id).collect();
-    let datapath = std::mem::replace(&mut input.datapath, Datapath::new(Config::default()));
-    let mut no_nic = args.no_nic.then(|| "no NIC was asked for (--no-nic)".to_owned());
-    let mut main = if no_nic.is_some() {
-        Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger)))
-    } else {
-        let ports = input::nic_ports(&input, &packets.ports());
-        match open::open(open::profile(args.profile), args.seed, faults, &ports, packets.start_ns()) {
-            Ok(setup) => {
-                progress.start("offloading flows", Some(ids.len() as u64));
-                let start = Instant::now();
-                let run = NicRun::new(setup, datapath, ids, args.seed, ledger, |done| progress.at(done))?;
-                speed.offload_seconds = Some(start.elapsed().as_secs_f64());
-                Main::Nic(Box::new(run))
-            }
-            // A dead NIC loses nothing: the softpath has every flow.
-            Err(error) => {
-                no_nic = Some(format!("{error:#}"));
-                Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger)))
-            }
-        }
-    };
-    speed.replay_seconds = drive(main.run(), &packets, &progress, "replaying packets")?;
-    speed.packets_per_second = packets.len() as f64 / speed.replay_seconds;
-    speed.megabits_per_second = packets.bytes() as f64 * 8e-6 / speed.replay_seconds;
-    progress.finish();
-
-    let check = args.check.then(|| judge(&mut compared, &mut main, input.loaded.flows.len()));
-    main.run().ledger().finish()?;
-    Ok(report(args, &input, &packets, &mut main, check, no_nic, speed))
-}
-
-/// The runs that `--check` compares with: the linear reference and, beside a NIC, the softpath alone.
-fn comparisons(args: &ReplayArgs, input: &mut Flows) -> Result<Vec<(&'static str, Box<dyn Run>)>> {
-    let ids: Vec<FlowId> = input.loaded.flows.iter().map(|flow| flow.id).collect();
-    let flows: Vec<_> = ids.iter().filter_map(|id| input.datapath.flow(*id)).collect();
-    let reference = ReferenceRun::new(flows.iter().cloned(), args.seed, Ledger::comparable())?;
-    let mut runs: Vec<(_, Box<dyn Run>)> = vec![("linear reference", Box::new(reference))];
-    if !args.no_nic {
-        let mut datapath = Datapath::new(Config { seed: Some(args.seed), ..Config::default() });
-        let ids = flows.iter().map(|flow| datapath.put(flow).map(|put| put.id)).collect::<Result<_, _>>()?;
-        let soft = SoftRun::new(datapath, ids, args.seed, Ledger::comparable());
-        runs.push(("softpath", Box::new(soft)));
-    }
-    Ok(runs)
-}
-
-/// Compares every run with the linear reference.
-fn judge(compared: &mut [(&'static str, Box<dyn Run>)], main: &mut Main, flows: usize) -> CheckReport {
-    let mut check = CheckReport::default();
-    if let Some(((_, reference), others)) = compared.split_first_mut() {
-        for (name, run) in others {
-            check.compare(name, reference.as_mut(), run.as_mut(), flows);
-        }
-        let name = if main.nic().is_some() { "NIC and softpath" } else { "softpath" };
-        check.compare(name, reference.as_mut(), main.run(), flows);
-    }
-    if let Some(nic) = main.nic() {
-        check.nic(&nic.summary());
-    }
-    check
-}
-
-/// Sends all packets through `run`; gives the seconds that it took.
-fn drive(run: &mut dyn Run, packets: &Packets, progress: &Progress, what: &'static str) -> Result<f64> {
-    progress.start(what, Some(packets.len() as u64));
-    let start = Instant::now();
-    let mut chunk: Vec<Arrival<'_>> = Vec::with_capacity(CHUNK);
-    for (n, arrival) in packets.arrivals().enumerate() {
-        chunk.push(arrival);
-        if chunk.len() == CHUNK {
-            run.arrive(&chunk)?;
-            chunk.clear();
-            if n % 4096 < CHUNK {
-                progress.at(n as u64);
-            }
-        }
-    }
-    run.arrive(&chunk)?;
-    Ok(start.elapsed().as_secs_f64())
-}
-
-fn report(
+pub(super) fn report(
     args: &ReplayArgs,
     input: &Flows,
-    packets: &Packets,
+    packets: Option<&Packets>,
     main: &mut Main,
     check: Option<CheckReport>,
     no_nic: Option<String>,
@@ -350,13 +218,13 @@ fn report(
         },
         packets: main.run().counts(),
         check,
-        nic: main.nic().map(|nic| nic_report(nic, args.seed)),
+        nic: main.nic().map(|nic| nic_report(nic, args, &names)),
         no_nic,
         reasons: reasons.sorted(),
         flow_table,
         refused,
         repeated: input.loaded.repeated,
-        damage: packets.damage(),
+        damage: packets.and_then(Packets::damage),
         speed,
     }
 }
@@ -378,15 +246,27 @@ fn flow_line(flow: usize, input: &Flows, main: &mut Main, no_nic: Option<&str>) 
             let (state, reason) = nic.state(flow);
             let reason = reason.map(|reason| reason.to_string());
             FlowLine {
-                hardware: Some(nic.hardware(flow)),
-                software: Some(nic.software(flow)),
+                hardware: Some(nic.hardware_totals(flow)),
+                software: Some(nic.software_totals(flow)),
                 ..FlowLine::new(line, &installed, state.name(), reason, names)
             }
         }
     })
 }
 
-fn nic_report(nic: &NicRun, seed: u64) -> NicReport {
+fn nic_report(nic: &NicRun, args: &ReplayArgs, names: &BTreeMap<PortNo, String>) -> NicReport {
+    let plugged = |(port, nic_port): (PortNo, NicPort)| PluggedPort {
+        port: names.get(&port).cloned().unwrap_or_else(|| port.0.to_string()),
+        nic: format!("p{}", nic_port.0.wrapping_sub(1)),
+        seen: nic.sees(port),
+    };
+    let outside = args.nic.as_ref().map(|at| OutsideReport {
+        at: at.to_string(),
+        ports: nic.ports().iter().map(plugged).collect(),
+        lost: nic.summary().lost,
+        unsent: nic.summary().unsent,
+        given_back: nic.summary().given_back,
+    });
     let summary = nic.summary();
     let planner = summary.planner;
     NicReport {
@@ -397,7 +277,7 @@ fn nic_report(nic: &NicRun, seed: u64) -> NicReport {
             NicState::Failed => "failed",
             NicState::Gone => "gone",
         },
-        seed,
+        seed: args.seed,
         violations: summary.violations,
         faults: summary.faults,
         resets: planner.resets,
@@ -411,10 +291,35 @@ fn nic_report(nic: &NicRun, seed: u64) -> NicReport {
         disagreeing_counters: summary.audit.disagree,
         unanswered: planner.unanswered,
         lowering_bugs: planner.lowering_bugs,
+        outside,
     }
 }
 
-fn print_text(out: &mut impl Write, report: &Report) -> Result<()> {
+fn print_outside(out: &mut impl Write, outside: &OutsideReport) -> Result<()> {
+    let ports = outside.ports.iter().map(|port| {
+        format!(
+            "{} is {}{}",
+            port.port,
+            port.nic,
+            if port.seen { "" } else { " (what leaves by it is not seen)" }
+        )
+    });
+    writeln!(out, "         {}: {}", outside.at, ports.collect::<Vec<_>>().join(", "))?;
+    if outside.given_back {
+        writeln!(out, "         the host asked for it back, and got it")?;
+    }
+    for (number, what) in [
+        (outside.lost, "nothing was seen of after they were sent to it"),
+        (outside.unsent, "it did not send"),
+    ] {
+        if number > 0 {
+            writeln!(out, "         {number} packets {what}")?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn print_text(out: &mut impl Write, report: &Report) -> Result<()> {
     writeln!(out, "{:>9} {:>12}  {:<9} flow", "packets", "bytes", "state")?;
     let mut table: Vec<&FlowLine> = report.flow_table.iter().collect();
     table.sort_by_key(|flow| std::cmp::Reverse(flow.totals().packets));
@@ -442,9 +347,16 @@ fn print_text(out: &mut impl Write, report: &Report) -> Result<()> {
     if let Some(nic) = &report.nic {
         writeln!(
             out,
-            "NIC      {} {}: {}, {} resets, {} violations",
-            nic.device, nic.model, nic.state, nic.resets, nic.violations
+            "NIC      {} {}: {}, {} resets{}",
+            nic.device,
+            nic.model,
+            nic.state,
+            nic.resets,
+            nic.violations.map_or_else(String::new, |violations| format!(", {violations} violations"))
         )?;
+        if let Some(outside) = &nic.outside {
+            print_outside(out, outside)?;
+        }
         if !nic.faults.is_empty() {
             let faults: Vec<String> = nic.faults.iter().map(|(name, n)| format!("{name} {n}")).collect();
             writeln!(out, "faults   {} (seed {})", faults.join(", "), nic.seed)?;
@@ -480,11 +392,16 @@ fn print_text(out: &mut impl Write, report: &Report) -> Result<()> {
     if let Some(seconds) = speed.offload_seconds {
         writeln!(out, "         offloaded in {seconds:.2} s ({:.0} flows/s)", loaded as f64 / seconds)?;
     }
-    writeln!(
-        out,
-        "         packets replayed in {:.2} s ({:.0} packets/s, {:.0} Mbit/s)",
-        speed.replay_seconds, speed.packets_per_second, speed.megabits_per_second
-    )?;
+    if let Some(seconds) = speed.replay_seconds {
+        writeln!(
+            out,
+            "         packets replayed in {seconds:.2} s ({:.0} packets/s, {:.0} Mbit/s)",
+            speed.packets_per_second, speed.megabits_per_second
+        )?;
+    }
+    if let Some(seconds) = speed.live_seconds {
+        writeln!(out, "         served for {seconds:.2} s ({:.0} packets/s)", speed.packets_per_second)?;
+    }
     if let Some(check) = &report.check {
         writeln!(
             out,
