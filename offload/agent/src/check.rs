@@ -4,6 +4,7 @@ use crate::engine::{NicSummary, Run};
 use crate::ledger::{Outlet, Stream};
 use flowlift_flow::PortNo;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// Differences told in full; the rest is counted.
 const DETAILS_MAX: usize = 20;
@@ -30,15 +31,13 @@ impl CheckReport {
     }
 
     /// Compares `other` with `reference`: every outlet's frames, in order per flow, then every flow's counters.
-    ///
-    /// Ports for which `sees` is false are left out: what leaves by them is not seen.
+    /// Ports that `other` does not see are left out.
     pub fn compare(
         &mut self,
         name: &'static str,
         reference: &mut dyn Run,
         other: &mut dyn Run,
         flows: usize,
-        sees: &dyn Fn(PortNo) -> bool,
     ) {
         self.compared.push(name);
         self.packets = reference.counts().total;
@@ -51,7 +50,7 @@ impl CheckReport {
                 )
             });
         }
-        self.streams(name, reference, other, sees);
+        self.streams(name, reference, other);
         for flow in 0..flows {
             let (want, got) = (reference.totals(flow), other.totals(flow));
             if want != got {
@@ -93,19 +92,18 @@ impl CheckReport {
         }
     }
 
-    fn streams(
-        &mut self,
-        name: &'static str,
-        reference: &mut dyn Run,
-        other: &mut dyn Run,
-        sees: &dyn Fn(PortNo) -> bool,
-    ) {
+    fn streams(&mut self, name: &'static str, reference: &mut dyn Run, other: &mut dyn Run) {
         let empty = Stream::new();
+        let ports = reference.ledger().streams().keys().filter_map(|id| match id.outlet {
+            Outlet::Port(port) => Some(port),
+            Outlet::Userspace | Outlet::Miss => None,
+        });
+        let unseen: BTreeSet<PortNo> = ports.filter(|port| !other.sees(*port)).collect();
         let (want, got) = (reference.ledger().streams(), other.ledger().streams());
-        let ids: std::collections::BTreeSet<_> = want.keys().chain(got.keys()).collect();
+        let ids: BTreeSet<_> = want.keys().chain(got.keys()).collect();
         for id in ids {
             let (want, got) = (want.get(id).unwrap_or(&empty), got.get(id).unwrap_or(&empty));
-            if want == got || matches!(id.outlet, Outlet::Port(port) if !sees(port)) {
+            if want == got || matches!(id.outlet, Outlet::Port(port) if unseen.contains(&port)) {
                 continue;
             }
             let agree = want.iter().zip(got).take_while(|(a, b)| a == b).count();

@@ -49,14 +49,16 @@ struct Driver {
     ids: (u16, u16),
     /// Name of the family, for people.
     name: &'static str,
-    open: fn(Arc<dyn PciFunction>) -> Result<Box<dyn Nic>, NicError>,
+    open: Open,
 }
+
+type Open = fn(Arc<dyn PciFunction>) -> Result<Box<dyn Nic>, NicError>;
 
 /// Every driver there is.
 const DRIVERS: &[Driver] = &[Driver {
     ids: fl1::PCI_ID,
     name: "FL1",
-    open: |function| Ok(Box::new(Fl1::open(function, Fl1Config::default())?)),
+    open: |function| Ok(Box::new(Fl1::open(function, Fl1Config { order: true, ..Fl1Config::default() })?)),
 }];
 
 /// A NIC outside of this process, brought up.
@@ -84,21 +86,20 @@ pub fn open_function(nic: &NicArg) -> Result<Opened> {
     let name = function.name().to_owned();
     let read =
         |offset| function.config_read(offset, 2).with_context(|| format!("cannot read the ids of {name}"));
-    let (vendor, device) = (read(0)?, read(2)?);
-    let found =
-        DRIVERS.iter().find(|driver| (u32::from(driver.ids.0), u32::from(driver.ids.1)) == (vendor, device));
-    let Some(driver) = found else {
-        let known = DRIVERS
-            .iter()
-            .map(|driver| format!("{:04x}:{:04x} ({})", driver.ids.0, driver.ids.1, driver.name));
-        bail!(
-            "{name}: no driver for a device {vendor:04x}:{device:04x}; there are drivers for {}",
-            known.collect::<Vec<_>>().join(", ")
-        );
-    };
+    let driver = driver_of(read(0)?, read(2)?).with_context(|| name.clone())?;
     let nic = (driver.open)(Arc::clone(&function))
         .with_context(|| format!("cannot bring {name} up ({})", driver.name))?;
     Ok(Opened { nic, function })
+}
+
+/// The driver of a device by its vendor and device ID.
+fn driver_of(vendor: u32, device: u32) -> Result<&'static Driver> {
+    let ids = |driver: &Driver| (u32::from(driver.ids.0), u32::from(driver.ids.1));
+    DRIVERS.iter().find(|driver| ids(driver) == (vendor, device)).with_context(|| {
+        let known = |driver: &Driver| format!("{} ({:04x}:{:04x})", driver.name, driver.ids.0, driver.ids.1);
+        let known: Vec<_> = DRIVERS.iter().map(known).collect();
+        format!("no driver for a device {vendor:04x}:{device:04x}; there is one for {}", known.join(", "))
+    })
 }
 
 /// How the ports of a NIC outside are plugged in.
@@ -219,4 +220,16 @@ fn open_driver(function: &Arc<InProc<flowlift_sim::Fl1>>, clock: &ManualClock) -
     let config = Fl1Config { platform: Arc::new(simulation), ..Fl1Config::default() };
     let function: Arc<dyn PciFunction> = Arc::clone(function) as Arc<dyn PciFunction>;
     Fl1::open(function, config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_has_the_driver_of_its_ids_and_an_unknown_one_is_told_which_there_are() {
+        assert_eq!(driver_of(0x1d9b, 0xf101).unwrap().name, "FL1");
+        let error = driver_of(0x8086, 0x10fb).map(|driver| driver.name).unwrap_err().to_string();
+        assert!(error.contains("8086:10fb") && error.contains("FL1 (1d9b:f101)"), "{error}");
+    }
 }

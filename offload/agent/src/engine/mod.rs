@@ -84,6 +84,10 @@ pub trait Run {
     fn totals(&mut self, flow: usize) -> FlowTotals;
     /// The flow that was loaded as number `flow`.
     fn flow(&mut self, flow: usize) -> Option<Flow>;
+    /// True if what leaves by a port is seen here, and not only by a NIC.
+    fn sees(&self, _port: PortNo) -> bool {
+        true
+    }
     /// Everything that left.
     fn ledger(&mut self) -> &mut Ledger;
 }

@@ -292,20 +292,10 @@ impl NicRun {
         &self.route.ports
     }
 
-    /// True if what leaves by a port of the datapath is seen, and not only by the NIC.
-    pub fn sees(&self, port: PortNo) -> bool {
-        self.route.ports.nic(port).is_none_or(|nic| self.harness.sees(nic))
-    }
-
-    /// True for a NIC outside of this process.
-    pub fn is_outside(&self) -> bool {
-        self.harness.is_outside()
-    }
-
     /// Where a flow is, and why it is not in hardware.
     pub fn state(&self, flow: usize) -> (State, Option<Reason>) {
         match self.last.get(flow) {
-            Some(last) => last.state.clone(),
+            Some(last) => last.state,
             None => self.planner.state(planned(flow)).unwrap_or((State::Software, Some(Reason::NoFlow))),
         }
     }
@@ -654,6 +644,12 @@ impl NicRun {
                 }
             }
         }
+        // All that the slow queues gave is with the NIC again, or done.
+        if self.route.unsent.is_empty()
+            && let Err(error) = nic.slow_done()
+        {
+            tracing::debug!(%error, "slow queues");
+        }
         for (to, frame) in refused {
             any = true;
             self.by_other_means(to, &frame);
@@ -767,6 +763,10 @@ impl Run for NicRun {
 
     fn flow(&mut self, flow: usize) -> Option<Flow> {
         self.datapath.borrow_mut().flow(*self.flows.get(flow)?)
+    }
+
+    fn sees(&self, port: PortNo) -> bool {
+        self.route.ports.nic(port).is_none_or(|nic| self.harness.sees(nic))
     }
 
     fn ledger(&mut self) -> &mut Ledger {

@@ -3,7 +3,7 @@
 use super::Main;
 use crate::check::CheckReport;
 use crate::cli::ReplayArgs;
-use crate::engine::{FlowTotals, NicRun, PacketCounts};
+use crate::engine::{FlowTotals, NicRun, PacketCounts, Run};
 use crate::input::{Flows, Packets};
 use crate::ledger::Outlet;
 use crate::report::{self, FlowLine, Reasons};
