@@ -116,6 +116,8 @@ pub struct OutsideReport {
     pub at: String,
     /// Its ports that are the datapath's.
     pub ports: Vec<PluggedPort>,
+    /// It counts packets. If not, those that it handled are not in the counters of the flows, and not in a live run's packets.
+    pub counts_packets: bool,
     /// Packets of which nothing was seen after they were sent to it.
     pub lost: u64,
     /// Packets of the softpath that it did not send: to a port without link, or more than it takes.
@@ -263,6 +265,7 @@ fn nic_report(nic: &NicRun, args: &ReplayArgs, names: &BTreeMap<PortNo, String>)
     let outside = args.nic.as_ref().map(|at| OutsideReport {
         at: at.to_string(),
         ports: nic.ports().iter().map(plugged).collect(),
+        counts_packets: nic.counts_packets(),
         lost: nic.summary().lost,
         unsent: nic.summary().unsent,
         given_back: nic.summary().given_back,
@@ -305,6 +308,12 @@ fn print_outside(out: &mut impl Write, outside: &OutsideReport) -> Result<()> {
         )
     });
     writeln!(out, "         {}: {}", outside.at, ports.collect::<Vec<_>>().join(", "))?;
+    if !outside.counts_packets {
+        writeln!(
+            out,
+            "         it does not count packets: those that it handled are not in the flows' counters"
+        )?;
+    }
     if outside.given_back {
         writeln!(out, "         the host asked for it back, and got it")?;
     }
