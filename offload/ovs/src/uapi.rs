@@ -4,6 +4,8 @@
 //! Names are those of the headers without their common prefix.
 #![allow(missing_docs)]
 
+use crate::marker;
+
 /// `struct nlmsghdr`, 16 bytes, and its flags.
 pub mod nlmsg {
     /// Bytes of `struct nlmsghdr`.
@@ -291,7 +293,7 @@ pub const NLCTRL: Family = Family {
 };
 
 pub const DATAPATH: Family = Family {
-    id: 0x3e0,
+    id: marker::FAMILY_ID_MIN + 0,
     name: "ovs_datapath",
     version: 2,
     header_len: nlmsg::OVS_HEADER_LEN,
@@ -310,7 +312,7 @@ pub const DATAPATH: Family = Family {
 };
 
 pub const VPORT: Family = Family {
-    id: 0x3e1,
+    id: marker::FAMILY_ID_MIN + 1,
     name: "ovs_vport",
     version: 1,
     header_len: nlmsg::OVS_HEADER_LEN,
@@ -330,7 +332,7 @@ pub const VPORT: Family = Family {
 };
 
 pub const FLOW: Family = Family {
-    id: 0x3e2,
+    id: marker::FAMILY_ID_MIN + 2,
     name: "ovs_flow",
     version: 1,
     header_len: nlmsg::OVS_HEADER_LEN,
@@ -351,7 +353,7 @@ pub const FLOW: Family = Family {
 };
 
 pub const PACKET: Family = Family {
-    id: 0x3e3,
+    id: marker::FAMILY_ID_MIN + 3,
     name: "ovs_packet",
     version: 1,
     header_len: nlmsg::OVS_HEADER_LEN,
@@ -372,7 +374,7 @@ pub const PACKET: Family = Family {
 };
 
 pub const METER: Family = Family {
-    id: 0x3e4,
+    id: marker::FAMILY_ID_MIN + 4,
     name: "ovs_meter",
     version: 1,
     header_len: nlmsg::OVS_HEADER_LEN,
@@ -391,7 +393,7 @@ pub const METER: Family = Family {
 };
 
 pub const CT_LIMIT: Family = Family {
-    id: 0x3e5,
+    id: marker::FAMILY_ID_MIN + 5,
     name: "ovs_ct_limit",
     version: 1,
     header_len: nlmsg::OVS_HEADER_LEN,
