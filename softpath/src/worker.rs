@@ -25,7 +25,7 @@ use crate::table::index::tag_of;
 use crate::table::rcu::{Guard, Reader, View, prefetch};
 use crate::table::shape::LookupKey;
 use crate::table::{FlowId, FlowRecord, TableShared};
-use flowlift_flow::{Key, Metadata, PortNo};
+use flowlift_flow::{Flow, Key, Metadata, PortNo};
 use std::sync::Arc;
 
 /// Packets in a batch.
@@ -322,6 +322,23 @@ impl Worker {
         let section = Section::new(&self.shared.table, &guard);
         let found = self.lookup.find(&section, LookupKey::new(key));
         found.map(|(slot, r)| FlowId { slot, generation: r.generation() })
+    }
+
+    /// A flow as installed, if it is there still.
+    pub fn flow(&mut self, id: FlowId) -> Option<Flow> {
+        self.with_record(id, |_, record| record.flow())
+    }
+
+    /// Packets that this worker has counted for a flow.
+    pub fn packets(&mut self, id: FlowId) -> u64 {
+        let count = |own: &WorkerShared, record: &FlowRecord| own.flows.get(id.slot, record.stats_generation()).packets;
+        self.with_record(id, count).unwrap_or(0)
+    }
+
+    fn with_record<R>(&mut self, id: FlowId, look: impl FnOnce(&WorkerShared, &FlowRecord) -> R) -> Option<R> {
+        let guard = self.reader.enter();
+        let record = self.shared.table.slots.view(&guard).get(id.slot)?;
+        (record.generation() == id.generation).then(|| look(&self.own, record))
     }
 
     /// This worker's counters.

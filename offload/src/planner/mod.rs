@@ -200,6 +200,15 @@ impl Planner {
         &self.pipeline
     }
 
+    /// Takes other ports: the datapath has got a port of the NIC, or lost one. All flows are planned again; those that this
+    /// does not concern stay as they are in hardware.
+    pub fn set_ports(&mut self, ports: &PortMap) {
+        self.pipeline = Pipeline::new(self.pipeline.caps(), ports);
+        for n in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
+            self.enqueue(FlowId(n));
+        }
+    }
+
     /// Takes note of a new or changed flow. A slot is free for another flow once its removal was reported by
     /// [`Planner::take_removed`]; a `put` before that is a change of the flow, and its counters go on.
     pub fn put(&mut self, id: FlowId, flow: &Flow) {

@@ -1,0 +1,189 @@
+//! The daemon's side of the control socket.
+
+use super::decode::{Decoder, Request};
+use anyhow::{Context, Result, bail};
+use nix::sys::stat::{Mode, umask};
+use serde_json::json;
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Connections at a time; one more is closed at once.
+const CONNECTIONS: usize = 32;
+/// How long a client may leave an answer unread.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the socket's clients can ask for.
+pub trait Commands: Send + Sync + 'static {
+    /// Names, each with its arguments for people.
+    fn list(&self) -> &[(&'static str, &'static str)];
+    /// Runs a command of the list.
+    ///
+    /// # Errors
+    /// Why there is no result, for people.
+    fn run(&self, command: &str, arguments: &[&str]) -> Result<String, String>;
+}
+
+/// The listening socket; its file goes with it.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+}
+
+impl Server {
+    /// Opens the socket, mode 0600, and serves it in threads of its own. A socket that nobody serves any more is replaced.
+    ///
+    /// # Errors
+    /// Another daemon serves it, or it cannot be made.
+    pub fn start(path: &Path, commands: Arc<dyn Commands>) -> Result<Self> {
+        let listener = listen(path).with_context(|| format!("cannot open control socket {}", path.display()))?;
+        let serve = move || {
+            let open = Arc::new(AtomicUsize::new(0));
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else { continue };
+                if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS {
+                    open.fetch_sub(1, Ordering::Relaxed);
+                    continue;
+                }
+                let (commands, open) = (Arc::clone(&commands), Arc::clone(&open));
+                let connection = move || {
+                    if let Err(error) = serve(stream, &*commands) {
+                        tracing::debug!(%error, "a control connection ended");
+                    }
+                    open.fetch_sub(1, Ordering::Relaxed);
+                };
+                if let Err(error) = std::thread::Builder::new().name("control".into()).spawn(connection) {
+                    tracing::warn!(%error, "no thread for a control connection");
+                }
+            }
+        };
+        std::thread::Builder::new().name("control".into()).spawn(serve)?;
+        Ok(Self { path: path.to_path_buf() })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Somebody may have tidied up already.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Makes the socket, with its folder if that is not there.
+fn listen(path: &Path) -> Result<UnixListener> {
+    if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty() && !f.exists()) {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    }
+    // Nobody else may talk to it, not even before its mode is set.
+    let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    let bound = bind(path);
+    umask(before);
+    let listener = bound?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn bind(path: &Path) -> Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                bail!("another daemon serves it");
+            }
+            fs::remove_file(path)?;
+            Ok(UnixListener::bind(path)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Serves one connection to its end.
+fn serve(mut stream: UnixStream, commands: &dyn Commands) -> Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let (mut decoder, mut bytes) = (Decoder::new(), [0; 4096]);
+    loop {
+        let len = match stream.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(len) => len,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        decoder.push(&bytes[..len]);
+        while let Some(request) = decoder.next_request()? {
+            let answer = match answer(&request, commands) {
+                Ok(result) => json!({ "id": request.id, "result": result, "error": null }),
+                Err(error) => json!({ "id": request.id, "result": null, "error": error }),
+            };
+            stream.write_all(answer.to_string().as_bytes())?;
+        }
+    }
+}
+
+fn answer(request: &Request, commands: &dyn Commands) -> Result<String, String> {
+    let known = commands.list();
+    match request.method.as_str() {
+        "list-commands" => {
+            let mut all: Vec<_> = known.to_vec();
+            all.extend([("list-commands", ""), ("version", "")]);
+            all.sort_unstable();
+            let lines = all.iter().map(|(name, arguments)| format!("  {name:<23} {arguments}").trim_end().to_owned());
+            Ok(format!("The available commands are:\n{}\n", lines.collect::<Vec<_>>().join("\n")))
+        }
+        "version" => Ok(format!("flowlift {}\n", env!("CARGO_PKG_VERSION"))),
+        name if known.iter().any(|(known, _)| *known == name) => {
+            let arguments: Vec<&str> = request.params.iter().map(String::as_str).collect();
+            commands.run(name, &arguments)
+        }
+        name => Err(format!("{name:?} is not a command; `list-commands` has those that are")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Client;
+
+    struct Echo;
+
+    impl Commands for Echo {
+        fn list(&self) -> &[(&'static str, &'static str)] {
+            &[("echo", "[WORD...]"), ("fail", "")]
+        }
+        fn run(&self, command: &str, arguments: &[&str]) -> Result<String, String> {
+            if command == "fail" { Err("it failed".into()) } else { Ok(arguments.join(" ")) }
+        }
+    }
+
+    #[test]
+    fn commands_are_answered_and_the_socket_is_the_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/ctl");
+        let server = Server::start(&path, Arc::new(Echo)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut client = Client::connect(&path).unwrap();
+        assert_eq!(client.run("echo", &["a", "b c"]).unwrap(), "a b c");
+        assert_eq!(client.run("fail", &[]).unwrap_err().to_string(), "it failed");
+        assert!(client.run("list-commands", &[]).unwrap().contains("  echo                    [WORD...]\n"));
+        let unknown = client.run("nonsense", &[]).unwrap_err().to_string();
+        assert!(unknown.contains("list-commands"), "{unknown}");
+        let second = Server::start(&path, Arc::new(Echo)).unwrap_err();
+        assert!(format!("{second:#}").contains("another daemon"), "{second:#}");
+        drop(server);
+        assert!(!path.exists());
+        let nobody = Client::connect(&path).err().unwrap().to_string();
+        assert!(nobody.contains("no daemon there"), "{nobody}");
+    }
+
+    #[test]
+    fn the_socket_of_a_dead_daemon_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ctl");
+        drop(UnixListener::bind(&path).unwrap());
+        let _server = Server::start(&path, Arc::new(Echo)).unwrap();
+        assert_eq!(Client::connect(&path).unwrap().run("echo", &["x"]).unwrap(), "x");
+    }
+}

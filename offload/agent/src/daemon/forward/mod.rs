@@ -1,0 +1,401 @@
+//! The thread that moves packets: ports, softpath, the NIC's slow path and planner.
+//!
+//! It owns them all, so that packets of a flow stay in order whichever way they take, and nothing on a packet's way is locked.
+//! Others change ports and flows by its mailbox. It sleeps when there is nothing to do, and looks again at once for a moment
+//! after there was ([`SPIN`]), which saves a system call and a wake-up per batch while packets come.
+
+mod nic;
+mod port;
+mod route;
+mod upcall;
+
+pub use nic::{InNic, NicSide, SlowCounters};
+pub use port::HostPort;
+pub use route::{Exits, Outlet, RouteCounters};
+pub use upcall::{Targets, Upcalls};
+
+use super::mailbox::Inbox;
+use flowlift_driver::nic::NicPort;
+use flowlift_flow::{Metadata, PortNo};
+use flowlift_ovs::backend::DpIndex;
+use flowlift_port::{Burst, LinkState, PortError, PortStats};
+use flowlift_softpath::actions::{self, ActionUpcall, Context, DropReason, Program, PsampleRecord};
+use flowlift_softpath::extract::{KeyBuf, extract_packet};
+use flowlift_softpath::{Batch, FlowId, Packet, Sink, Upcall, Worker};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::time::{ClockId, clock_gettime};
+use route::{Outlets, Route};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+/// Jobs done between two looks at the ports.
+const JOBS: usize = 256;
+/// Descriptors that are looked at in a turn.
+const EVENTS: usize = 64;
+/// How long the thread looks again at once after the last work.
+const SPIN: Duration = Duration::from_micros(50);
+/// Sleep at most, in milliseconds: while something waits for room or an answer, and otherwise, to see to the NIC's health.
+const NAP_MS: u8 = 1;
+const REST_MS: u8 = 200;
+/// Descriptors' names that are no port's.
+const INBOX: u64 = u64::MAX;
+const INTERRUPT: u64 = u64::MAX - 1;
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub fn now_ns() -> u64 {
+    // The clock is always there.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// One datapath's packets.
+struct Lane {
+    worker: Worker,
+    batch: Batch,
+    outlets: Outlets,
+    context: Context,
+    packet: Packet,
+}
+
+impl Lane {
+    /// Processes the batch.
+    fn process(&mut self, dp: DpIndex, exits: &mut Exits, now_ms: u64) {
+        if self.batch.is_empty() {
+            return;
+        }
+        exits.original.set(&[], None);
+        let mut route = Route { dp, outlets: &mut self.outlets, exits };
+        self.worker.process(&mut self.batch, now_ms, &mut route);
+    }
+}
+
+/// A port where packets come in.
+struct Inlet {
+    dp: DpIndex,
+    port: PortNo,
+    source: HostPort,
+}
+
+/// See the module's head.
+pub struct Forwarder {
+    epoll: Epoll,
+    lanes: BTreeMap<DpIndex, Lane>,
+    inlets: Vec<Option<Inlet>>,
+    nic: Option<NicSide>,
+    exits: Exits,
+    burst: Burst,
+    running: bool,
+}
+
+impl Forwarder {
+    /// Without ports and datapaths.
+    ///
+    /// # Errors
+    /// The system gives no epoll descriptor.
+    pub fn new(nic: Option<NicSide>, upcalls: Upcalls) -> nix::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        if let Some(interrupt) = nic.as_ref().and_then(|nic| nic.driver().interrupt()) {
+            epoll.add(interrupt, EpollEvent::new(EpollFlags::EPOLLIN, INTERRUPT))?;
+        }
+        Ok(Self {
+            epoll,
+            lanes: BTreeMap::new(),
+            inlets: Vec::new(),
+            nic,
+            exits: Exits::new(upcalls),
+            burst: Burst::new(),
+            running: true,
+        })
+    }
+
+    /// Moves packets until it is told to stop.
+    ///
+    /// # Errors
+    /// The system refuses to wait.
+    pub fn run(mut self, inbox: &Inbox<Self>) -> nix::Result<()> {
+        self.epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, INBOX))?;
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let mut last_work = Instant::now();
+        while self.running {
+            let mut worked = inbox.run(&mut self, JOBS) > 0;
+            worked |= self.nic_turn();
+            let sent_all = self.exits.upcalls.flush();
+            let nic_busy = self.nic.as_ref().is_some_and(NicSide::is_busy) || !self.exits.nic.is_empty();
+            let timeout = if worked || last_work.elapsed() < SPIN {
+                EpollTimeout::ZERO
+            } else if nic_busy || !sent_all {
+                NAP_MS.into()
+            } else if self.nic.is_some() {
+                REST_MS.into()
+            } else {
+                EpollTimeout::NONE
+            };
+            let count = match self.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => 0,
+                Err(error) => return Err(error),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    INBOX => {}
+                    INTERRUPT => self.clear_interrupt(),
+                    n => worked |= self.receive(usize::try_from(n).unwrap_or(usize::MAX)),
+                }
+            }
+            if worked {
+                last_work = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Has [`Self::run`] return.
+    pub fn stop(&mut self) {
+        self.running = false;
+    }
+
+    /// Adds a datapath.
+    pub fn add_datapath(&mut self, dp: DpIndex, worker: Worker) {
+        let lane = Lane {
+            worker,
+            batch: Batch::new(),
+            outlets: Outlets::default(),
+            context: Context::new(now_ns()),
+            packet: Packet::new(),
+        };
+        self.lanes.insert(dp, lane);
+    }
+
+    /// Takes a datapath away with its ports.
+    pub fn remove_datapath(&mut self, dp: DpIndex) {
+        let ports: Vec<PortNo> =
+            self.inlets.iter().flatten().filter(|i| i.dp == dp).map(|i| i.port).collect();
+        ports.into_iter().for_each(|port| self.remove_port(dp, port));
+        if let Some(nic) = &mut self.nic {
+            let ports: Vec<PortNo> = nic.ports().iter().map(|(port, _)| port).collect();
+            ports.into_iter().for_each(|port| nic.detach(dp, port));
+        }
+        self.lanes.remove(&dp);
+        self.exits.upcalls.set_targets(dp, None);
+    }
+
+    /// Adds a port of the host.
+    ///
+    /// # Errors
+    /// The system does not watch the port.
+    pub fn add_host_port(&mut self, dp: DpIndex, port: PortNo, source: HostPort) -> nix::Result<()> {
+        let n = self.inlets.iter().position(Option::is_none).unwrap_or(self.inlets.len());
+        self.epoll.add(source.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, n as u64))?;
+        if let Some(lane) = self.lanes.get_mut(&dp) {
+            lane.outlets.set(port, Some(Outlet::Host(source.sender())));
+        }
+        let inlet = Some(Inlet { dp, port, source });
+        match self.inlets.get_mut(n) {
+            Some(place) => *place = inlet,
+            None => self.inlets.push(inlet),
+        }
+        Ok(())
+    }
+
+    /// Gives a port of the NIC to a datapath, and offers its flows, which `flows` lists, if it has just got the NIC. False if
+    /// another datapath has the NIC.
+    pub fn add_nic_port(&mut self, dp: DpIndex, port: PortNo, nic_port: NicPort, flows: &[FlowId]) -> bool {
+        let (Some(nic), Some(lane)) = (&mut self.nic, self.lanes.get_mut(&dp)) else { return false };
+        let first = nic.datapath().is_none();
+        if !nic.attach(dp, port, nic_port) {
+            return false;
+        }
+        lane.outlets.set(port, Some(Outlet::Nic(nic_port)));
+        if first {
+            flows.iter().for_each(|id| nic.put(&mut lane.worker, *id));
+        }
+        true
+    }
+
+    /// Takes a port away; what was queued for it is lost.
+    pub fn remove_port(&mut self, dp: DpIndex, port: PortNo) -> Option<HostPort> {
+        if let Some(lane) = self.lanes.get_mut(&dp) {
+            lane.outlets.set(port, None);
+        }
+        if let Some(nic) = &mut self.nic {
+            nic.detach(dp, port);
+        }
+        let is_it = |inlet: &Option<Inlet>| inlet.as_ref().is_some_and(|i| (i.dp, i.port) == (dp, port));
+        let inlet = self.inlets.iter().position(is_it).and_then(|n| self.inlets.get_mut(n)?.take())?;
+        // A device that is gone may have left by itself.
+        let _ = self.epoll.delete(inlet.source.as_fd());
+        Some(inlet.source)
+    }
+
+    /// Says who gets a datapath's upcalls.
+    pub fn set_targets(&mut self, dp: DpIndex, targets: Targets) {
+        self.exits.upcalls.set_targets(dp, Some(targets));
+    }
+
+    /// What a port of the host counted, and its upcalls sent and lost.
+    pub fn port_counters(&self, dp: DpIndex, port: PortNo) -> (Option<PortStats>, (u64, u64)) {
+        let inlet = self.inlets.iter().flatten().find(|i| (i.dp, i.port) == (dp, port));
+        (inlet.map(|inlet| inlet.source.stats()), self.exits.upcalls.counters(dp, port))
+    }
+
+    /// Tells a port its device's MTU.
+    pub fn set_mtu(&self, dp: DpIndex, port: PortNo, mtu: u32) {
+        let inlet = self.inlets.iter().flatten().find(|i| (i.dp, i.port) == (dp, port));
+        if let Some(inlet) = inlet {
+            inlet.source.set_mtu(mtu);
+        }
+    }
+
+    /// What was counted on the way out.
+    pub fn route_counters(&self) -> RouteCounters {
+        self.exits.counters
+    }
+
+    /// The NIC.
+    pub fn nic(&self) -> Option<&NicSide> {
+        self.nic.as_ref()
+    }
+
+    /// Offers a new or changed flow to the NIC, if its datapath has it.
+    pub fn flow_put(&mut self, dp: DpIndex, id: FlowId) {
+        if let (Some(nic), Some(lane)) = (&mut self.nic, self.lanes.get_mut(&dp))
+            && nic.datapath() == Some(dp)
+        {
+            nic.put(&mut lane.worker, id);
+        }
+    }
+
+    /// Takes flows out of the NIC, and gives what it counted for each.
+    pub fn flow_remove(&mut self, dp: DpIndex, ids: &[FlowId]) -> Vec<flowlift_offload::planner::Counters> {
+        match (&mut self.nic, self.lanes.get_mut(&dp)) {
+            (Some(nic), Some(lane)) if nic.datapath() == Some(dp) => {
+                nic.remove(&mut lane.worker, ids, now_ns())
+            }
+            _ => vec![Default::default(); ids.len()],
+        }
+    }
+
+    /// Takes all flows of a datapath out of the NIC.
+    pub fn flow_flush(&mut self, dp: DpIndex) {
+        if let Some(nic) = self.nic.as_mut().filter(|nic| nic.datapath() == Some(dp)) {
+            nic.forget_all();
+        }
+    }
+
+    /// Where flows are, and what hardware counted.
+    pub fn look(&mut self, dp: DpIndex, ids: &[FlowId]) -> Vec<Option<InNic>> {
+        match &mut self.nic {
+            Some(nic) if nic.datapath() == Some(dp) => {
+                let now = now_ns();
+                ids.iter().map(|id| nic.look(*id, now)).collect()
+            }
+            _ => vec![None; ids.len()],
+        }
+    }
+
+    /// Does actions to a packet.
+    pub fn execute(&mut self, dp: DpIndex, frame: &[u8], metadata: Metadata, program: &Program) {
+        let Some(lane) = self.lanes.get_mut(&dp) else { return };
+        let now_ms = now_ns() / 1_000_000;
+        self.exits.original.set(&[], None);
+        let Lane { worker, outlets, context, packet, .. } = lane;
+        packet.fill(frame, metadata);
+        let mut key = KeyBuf::new();
+        let layers = extract_packet(packet, &mut key);
+        let mut route = Route { dp, outlets, exits: &mut self.exits };
+        let mut sink = Execution { route: &mut route, again: Vec::new() };
+        actions::execute(program, packet, key.key(), &layers, context, &mut sink);
+        for mut packet in sink.again {
+            worker.process_one(&mut packet, now_ms, &mut route);
+        }
+        lane.outlets.flush();
+    }
+
+    /// Takes a burst from a port. True if there was something.
+    fn receive(&mut self, n: usize) -> bool {
+        let Self { inlets, lanes, exits, burst, epoll, .. } = self;
+        let Some(Some(inlet)) = inlets.get_mut(n) else { return false };
+        let (dp, port) = (inlet.dp, inlet.port);
+        let Some(lane) = lanes.get_mut(&dp) else { return false };
+        let now_ms = now_ns() / 1_000_000;
+        let metadata = Metadata { in_port: port.0, ..Metadata::default() };
+        let received = inlet.source.receive(burst, &mut |frame| {
+            if frame.offload.is_none() {
+                if !lane.batch.push(frame.data, metadata) {
+                    lane.process(dp, exits, now_ms);
+                    lane.batch.push(frame.data, metadata);
+                }
+                return;
+            }
+            // What is left to do on a frame is noted for one at a time.
+            lane.process(dp, exits, now_ms);
+            exits.original.set(frame.data, frame.offload);
+            let Lane { worker, outlets, packet, .. } = &mut *lane;
+            packet.fill(frame.data, metadata);
+            worker.process_one(packet, now_ms, &mut Route { dp, outlets, exits });
+        });
+        lane.process(dp, exits, now_ms);
+        lane.outlets.flush();
+        match received {
+            Ok(count) => count > 0,
+            Err(PortError::Link(LinkState::Gone)) => {
+                // It stays readable for ever. Whoever watches the host's devices takes the port away.
+                let _ = epoll.delete(inlet.source.as_fd());
+                false
+            }
+            Err(error) => {
+                tracing::debug!(port = port.0, %error, "receive");
+                false
+            }
+        }
+    }
+
+    fn nic_turn(&mut self) -> bool {
+        let Self { nic: Some(nic), lanes, exits, .. } = self else { return false };
+        let Some(dp) = nic.datapath() else { return false };
+        let Some(lane) = lanes.get_mut(&dp) else { return false };
+        let now = now_ns();
+        let Lane { worker, batch, outlets, .. } = lane;
+        nic.turn(worker, batch, exits, now, |worker, batch, exits| {
+            worker.process(batch, now / 1_000_000, &mut Route { dp, outlets, exits });
+            outlets.flush();
+        })
+    }
+
+    fn clear_interrupt(&self) {
+        if let Some(interrupt) = self.nic.as_ref().and_then(|nic| nic.driver().interrupt()) {
+            let mut count = [0; 8];
+            // The count does not matter, only that it is 0 afterwards.
+            let _ = nix::unistd::read(interrupt, &mut count);
+        }
+    }
+}
+
+/// Actions on a packet from the user; what is recirculated takes the way of other packets afterwards.
+struct Execution<'a, 'r> {
+    route: &'a mut Route<'r>,
+    again: Vec<Packet>,
+}
+
+impl actions::Sink for Execution<'_, '_> {
+    fn output(&mut self, port: PortNo, packet: &[u8]) {
+        self.route.output(port, packet);
+    }
+
+    fn upcall(&mut self, upcall: ActionUpcall<'_>) {
+        self.route.upcall(Upcall::Action(upcall));
+    }
+
+    fn recirc(&mut self, _: &mut Context, packet: &mut Packet) {
+        self.again.push(packet.clone());
+    }
+
+    fn psample(&mut self, record: PsampleRecord<'_>) {
+        self.route.psample(record);
+    }
+
+    fn dropped(&mut self, reason: DropReason) {
+        self.route.dropped(flowlift_softpath::Dropped::Action(reason));
+    }
+}

@@ -1,0 +1,177 @@
+//! Upcalls on their way to the user: bounded queues by port, sent in turn.
+//!
+//! A port whose packets nobody takes fast enough loses its own upcalls and no other port's: each port has a queue, and one
+//! message of each is sent before the second of any. Netlink never tells a sender of ours that a message was lost (ENOBUFS),
+//! so everything that is lost is lost here, and counted.
+
+use flowlift_flow::{Key, PortNo};
+use flowlift_ovs::backend::{DpIndex, Features};
+use flowlift_ovs::upcall::{Cause, Dispatch, Upcall};
+use flowlift_softpath as softpath;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, NetlinkAddr, sendto};
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Upcalls of one port that wait at most.
+const PER_PORT: usize = 256;
+/// Buffers that are kept for the next upcalls.
+const SPARE: usize = 1024;
+
+/// Who gets a datapath's upcalls.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// User features.
+    pub features: Features,
+    /// Port IDs by CPU.
+    pub per_cpu: Vec<u32>,
+    /// Port IDs by port.
+    pub ports: BTreeMap<PortNo, Vec<u32>>,
+}
+
+/// One port's upcalls.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<(u32, Vec<u8>)>,
+    sent: u64,
+    lost: u64,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Upcalls {
+    /// The server's socket.
+    socket: OwnedFd,
+    targets: BTreeMap<DpIndex, Targets>,
+    queues: BTreeMap<(DpIndex, PortNo), Queue>,
+    /// Ports with waiting upcalls, in the order of their turns.
+    turns: VecDeque<(DpIndex, PortNo)>,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Upcalls {
+    /// Sends by the server's socket.
+    pub fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            targets: BTreeMap::new(),
+            queues: BTreeMap::new(),
+            turns: VecDeque::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Says who gets a datapath's upcalls; `None` if the datapath is no more.
+    pub fn set_targets(&mut self, dp: DpIndex, targets: Option<Targets>) {
+        match targets {
+            Some(targets) => {
+                self.queues.retain(|(of, port), _| *of != dp || targets.ports.contains_key(port));
+                self.targets.insert(dp, targets);
+            }
+            None => {
+                self.queues.retain(|(of, _), _| *of != dp);
+                self.targets.remove(&dp);
+            }
+        }
+        let queues = &self.queues;
+        self.turns.retain(|port| queues.contains_key(port));
+    }
+
+    /// Upcalls of packets from a port: sent, and lost.
+    pub fn counters(&self, dp: DpIndex, port: PortNo) -> (u64, u64) {
+        self.queues.get(&(dp, port)).map_or((0, 0), |queue| (queue.sent, queue.lost))
+    }
+
+    /// Queues an upcall with this packet. False if nobody wants it or its queue is full.
+    pub fn push(&mut self, dp: DpIndex, upcall: &softpath::Upcall<'_>, packet: &[u8]) -> bool {
+        let Some(targets) = self.targets.get(&dp) else { return false };
+        let key = match upcall {
+            softpath::Upcall::Miss { key, .. } => key,
+            softpath::Upcall::Action(action) => action.key,
+        };
+        let port = PortNo(key.in_port);
+        let vport = targets.ports.get(&port).map_or(&[][..], Vec::as_slice);
+        let dispatch = Dispatch { features: targets.features, per_cpu: &targets.per_cpu, vport };
+        // Handlers are many and this thread is one: a port's packets stay with one handler, and so in order.
+        let cpu = key.in_port as usize;
+        let (pid, cause) = match upcall {
+            softpath::Upcall::Miss { .. } => (dispatch.miss(cpu, hash(key)), Cause::Miss),
+            softpath::Upcall::Action(action) => {
+                let userdata = action.userspace.userdata.as_deref();
+                let cause = Cause::Action { userdata, egress_tunnel: None, actions: None };
+                (dispatch.action(cpu, action.userspace.pid), cause)
+            }
+        };
+        let queue = self.queues.entry((dp, port)).or_default();
+        let Some(pid) = pid.filter(|_| queue.waiting.len() < PER_PORT) else {
+            queue.lost += 1;
+            return false;
+        };
+        let message = Upcall {
+            dp,
+            cause,
+            key,
+            packet,
+            truncate: None,
+            mru: None,
+            hash: 0,
+            conntrack: false,
+            features: targets.features,
+        };
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        if message.encode(&mut buffer).is_err() {
+            queue.lost += 1;
+            return false;
+        }
+        if queue.waiting.is_empty() {
+            self.turns.push_back((dp, port));
+        }
+        queue.waiting.push_back((pid, buffer));
+        true
+    }
+
+    /// Sends what receivers take; false if some take no more now.
+    pub fn flush(&mut self) -> bool {
+        let mut full: Vec<u32> = Vec::new();
+        let mut held = 0;
+        while held < self.turns.len()
+            && let Some(port) = self.turns.pop_front()
+        {
+            let Some(queue) = self.queues.get_mut(&port) else { continue };
+            let Some((pid, message)) = queue.waiting.pop_front() else { continue };
+            let result = if full.contains(&pid) {
+                Err(Errno::EAGAIN)
+            } else {
+                let address = NetlinkAddr::new(pid, 0);
+                sendto(self.socket.as_raw_fd(), &message, &address, MsgFlags::MSG_DONTWAIT)
+            };
+            match result {
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => {
+                    full.push(pid);
+                    queue.waiting.push_front((pid, message));
+                    held += 1;
+                    self.turns.push_back(port);
+                    continue;
+                }
+                Ok(_) => queue.sent += 1,
+                // The handler is gone.
+                Err(_) => queue.lost += 1,
+            }
+            held = 0;
+            if self.spare.len() < SPARE {
+                self.spare.push(message);
+            }
+            if !queue.waiting.is_empty() {
+                self.turns.push_back(port);
+            }
+        }
+        self.turns.is_empty()
+    }
+}
+
+/// Spreads connections over a port's handlers.
+fn hash(key: &Key) -> u32 {
+    let ports = u32::from(key.tp_src.get()) << 16 | u32::from(key.tp_dst.get());
+    let mixed = key.ipv4_src.get() ^ key.ipv4_dst.get().rotate_left(16) ^ ports ^ u32::from(key.ip_proto);
+    mixed.wrapping_mul(0x9e37_79b1) >> 16
+}

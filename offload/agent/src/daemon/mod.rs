@@ -1,0 +1,131 @@
+//! The daemon: a datapath for ovs-vswitchd, in the place of the kernel's module.
+//!
+//! ```text
+//!  ovs-vswitchd (under the preloaded library)      flowlift status, ovs-appctl
+//!        | Netlink                                      | control socket
+//!  [serve: server, plane] <------------- calls ---------+
+//!        | calls, flows                 
+//!  [forward: ports, softpath, NIC's slow path, planner] ---- upcalls ----> ovs-vswitchd
+//!        | driver
+//!  the NIC (a thread of its own if it is simulated)
+//! ```
+//!
+//! Each thread owns what it works on; [`mailbox`] is how they talk.
+
+pub mod commands;
+pub mod forward;
+pub mod mailbox;
+mod offload;
+pub mod plane;
+pub mod serve;
+mod sim;
+mod socket;
+
+use crate::cli::{DaemonArgs, DaemonNic};
+use crate::control::{self, Server as ControlServer};
+use crate::open;
+use anyhow::{Context, Result, bail};
+use commands::Daemon;
+use flowlift_driver::nic::NicPort;
+use flowlift_ovs::marker::{PORT_ID_VARIABLE, SERVER_PORT_ID};
+use flowlift_ovs::server::Server;
+use flowlift_port::link::{LinkWatcher, Links};
+use forward::{Forwarder, NicSide, Upcalls};
+use mailbox::mailbox;
+use nix::sys::signal::{SigSet, Signal};
+use plane::Plane;
+use serve::Serve;
+use sim::Simulation;
+use socket::ServerSocket;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::Builder;
+
+/// Runs the daemon until SIGTERM or SIGINT, or until it is told to exit.
+///
+/// # Errors
+/// What it needs is not there, or one of its threads failed.
+pub fn run(args: &DaemonArgs) -> Result<()> {
+    // Blocked here, so that every thread has them blocked and this one can wait for them.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+
+    let socket = ServerSocket::open(port_id()?)?;
+    // The simulated NIC outlives its driver.
+    let simulation = match &args.nic {
+        DaemonNic::Sim => Some(Simulation::start(args)?),
+        DaemonNic::None | DaemonNic::Real(_) => None,
+    };
+    let nic = match (&args.nic, &simulation) {
+        (DaemonNic::Real(nic), _) => Some(open::open_function(nic)?),
+        (_, Some(simulation)) => Some(open::open_function(&simulation.nic())?),
+        _ => None,
+    };
+    let (nic, _function) = nic.map_or((None, None), |opened| (Some(opened.nic), Some(opened.function)));
+    let nic_ports = match &nic {
+        Some(nic) => nic_ports(args, &nic.caps().ports.iter().map(|port| port.port).collect::<Vec<_>>())?,
+        None => BTreeMap::new(),
+    };
+
+    let (to_forwarder, forwarder_inbox) = mailbox::<Forwarder>()?;
+    let (to_serve, serve_inbox) = mailbox::<Serve>()?;
+    let forwarder = Forwarder::new(nic.map(NicSide::new), Upcalls::new(socket.duplicate()?))?;
+    let plane = Plane::new(to_forwarder.clone(), nic_ports, Links::new()?);
+    let allowed = vec![nix::unistd::geteuid().as_raw()];
+    let serve = Serve::new(socket, Server::new(allowed), plane, LinkWatcher::new()?);
+
+    // Whichever thread ends, by itself or not, ends the daemon.
+    let end = move |what: &'static str, result: nix::Result<()>| {
+        if let Err(error) = result {
+            tracing::error!(%error, what, "a thread failed");
+        }
+        let _ = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGTERM);
+    };
+    let forward =
+        Builder::new().name("forward".into()).spawn(move || end("forward", forwarder.run(&forwarder_inbox)))?;
+    let serving = Builder::new().name("serve".into()).spawn(move || end("serve", serve.run(&serve_inbox)))?;
+    let path = args.control.clone().unwrap_or_else(control::default_path);
+    let daemon = Daemon::new(to_serve.clone(), to_forwarder.clone());
+    let control = ControlServer::start(&path, Arc::new(daemon))?;
+    tracing::info!(control = %path.display(), "ready");
+
+    let signal = signals.wait()?;
+    tracing::info!(%signal, "stopping");
+    drop(control);
+    to_serve.send(Serve::stop);
+    to_forwarder.send(Forwarder::stop);
+    if serving.join().is_err() | forward.join().is_err() {
+        bail!("a thread panicked");
+    }
+    drop(simulation);
+    Ok(())
+}
+
+/// The server's port ID.
+fn port_id() -> Result<u32> {
+    match std::env::var(PORT_ID_VARIABLE) {
+        Ok(text) => text.parse().with_context(|| format!("{PORT_ID_VARIABLE}={text} is not a port ID")),
+        Err(_) => Ok(SERVER_PORT_ID),
+    }
+}
+
+/// Which devices of the host stand for which ports of the NIC: those of `--port`, and the other ends of the simulated
+/// NIC's wires.
+fn nic_ports(args: &DaemonArgs, ports: &[NicPort]) -> Result<BTreeMap<String, NicPort>> {
+    let mut map = BTreeMap::new();
+    let wires = args.wires.iter().filter_map(|wire| Some((sim::device(wire)?.to_owned(), wire.port)));
+    for (name, number) in wires.chain(args.ports.iter().map(|port| (port.name.clone(), port.number))) {
+        let Some(port) = ports.get(usize::from(number)) else {
+            bail!("{name}=p{number}: the NIC has ports p0 to p{}", ports.len().saturating_sub(1));
+        };
+        if map.values().any(|other| other == port) {
+            bail!("{name}=p{number}: another device stands for this port already");
+        }
+        if map.insert(name.clone(), *port).is_some() {
+            bail!("{name}=p{number}: the device stands for another port already");
+        }
+    }
+    Ok(map)
+}

@@ -1,0 +1,243 @@
+//! The plane as the Netlink server asks for it.
+
+use super::vport::open_internal;
+use super::{Dp, MAX_FLOWS, Place, Plane, Port};
+use flowlift_flow::{Action, Key, Metadata, PortNo, action};
+use flowlift_ovs::backend::{
+    Backend, Capabilities, Datapath, DatapathChange, DpIndex, Execute, Features, FlowCursor, FlowId, FlowPut,
+    FlowView, MeterConfig, MeterStats, NewDatapath, NewVport, Refusal, Vport, VportChange, VportKind, ZoneLimit,
+};
+use flowlift_ovs::key::NO_PORT;
+use flowlift_softpath::actions::compile;
+use flowlift_softpath::extract::extract_key;
+use flowlift_softpath::{self as softpath, Config};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+/// Number of the port that a datapath is made with.
+const LOCAL: PortNo = PortNo(0);
+/// Masks cache as the kernel's datapath begins with it. Ours has no such cache, but remembers what it is told.
+const MASKS_CACHE: u32 = 256;
+
+fn no_meters() -> Refusal {
+    Refusal::Unsupported("a meter".into())
+}
+
+fn no_conntrack() -> Refusal {
+    Refusal::Unsupported("connection tracking".into())
+}
+
+impl Backend for Plane {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            features: Features(
+                Features::UNALIGNED.0 | Features::VPORT_PIDS.0 | Features::DISPATCH_UPCALL_PER_CPU.0,
+            ),
+            conntrack: false,
+            max_meters: 0,
+            max_meter_bands: 0,
+        }
+    }
+
+    fn datapath_new(&mut self, new: NewDatapath) -> Result<DpIndex, Refusal> {
+        let NewDatapath { name, features, masks_cache_size, upcall_pid, per_cpu_pids, index: _ } = new;
+        if self.vport_named(&name).is_some() {
+            return Err(Refusal::Exists(name));
+        }
+        let (source, ifindex) = open_internal(&name)?;
+        let index = DpIndex(i32::try_from(ifindex).map_err(|_| Refusal::Invalid("interface index".into()))?);
+        let table = softpath::Datapath::new(Config { max_flows: MAX_FLOWS, ..Config::default() });
+        let worker = table.worker();
+        self.ask(move |f| f.add_datapath(index, worker))?;
+        if let Err(refusal) = self.add_host_port(index, LOCAL, source, &name) {
+            self.ask(move |f| f.remove_datapath(index))?;
+            return Err(refusal);
+        }
+        let local = Port {
+            name: name.clone(),
+            kind: VportKind::Internal,
+            upcall_pids: vec![upcall_pid],
+            ifindex,
+            place: Place::Host,
+        };
+        let dp = Dp {
+            name,
+            features,
+            masks_cache_size: masks_cache_size.unwrap_or(MASKS_CACHE),
+            per_cpu_pids,
+            table: RefCell::new(table),
+            ports: BTreeMap::from([(LOCAL, local)]),
+            probes: BTreeSet::new(),
+        };
+        self.dps.insert(index, dp);
+        self.tell_targets(index);
+        Ok(index)
+    }
+
+    fn datapath_del(&mut self, dp: DpIndex) -> Result<(), Refusal> {
+        let ports: Vec<PortNo> = self.dp(dp)?.ports.keys().rev().copied().collect();
+        for port in ports {
+            self.remove_vport(dp, port)?;
+        }
+        self.dps.remove(&dp);
+        self.ask(move |f| f.remove_datapath(dp))
+    }
+
+    fn datapath_set(&mut self, dp: DpIndex, change: DatapathChange) -> Result<(), Refusal> {
+        let own = self.dp_mut(dp)?;
+        let DatapathChange { features, masks_cache_size, per_cpu_pids } = change;
+        own.features = features.unwrap_or(own.features);
+        own.masks_cache_size = masks_cache_size.unwrap_or(own.masks_cache_size);
+        if let Some(pids) = per_cpu_pids {
+            own.per_cpu_pids = pids;
+        }
+        self.tell_targets(dp);
+        Ok(())
+    }
+
+    fn datapath(&self, dp: DpIndex) -> Option<Datapath> {
+        self.dps.get(&dp).map(Self::describe)
+    }
+
+    fn datapath_named(&self, name: &str) -> Option<DpIndex> {
+        self.dps.iter().find(|(_, dp)| dp.name == name).map(|(index, _)| *index)
+    }
+
+    fn datapaths(&self) -> Vec<DpIndex> {
+        self.dps.keys().copied().collect()
+    }
+
+    fn vport_new(&mut self, dp: DpIndex, new: NewVport) -> Result<PortNo, Refusal> {
+        self.add_vport(dp, new)
+    }
+
+    fn vport_del(&mut self, dp: DpIndex, port: PortNo) -> Result<(), Refusal> {
+        self.remove_vport(dp, port)
+    }
+
+    fn vport_set(&mut self, dp: DpIndex, port: PortNo, change: VportChange) -> Result<(), Refusal> {
+        let own = self.dp_mut(dp)?.ports.get_mut(&port).ok_or(Refusal::NoVport)?;
+        if change.kind.is_some_and(|kind| kind != own.kind) {
+            return Err(Refusal::Unsupported("a change of a vport's options".into()));
+        }
+        if let Some(pids) = change.upcall_pids {
+            own.upcall_pids = pids;
+        }
+        self.tell_targets(dp);
+        Ok(())
+    }
+
+    fn vport(&self, dp: DpIndex, port: PortNo) -> Option<Vport> {
+        self.describe_vport(dp, port)
+    }
+
+    fn vport_named(&self, name: &str) -> Option<(DpIndex, PortNo)> {
+        self.dps.iter().find_map(|(index, dp)| {
+            let port = dp.ports.iter().find(|(_, port)| port.name == name);
+            port.map(|(number, _)| (*index, *number))
+        })
+    }
+
+    fn vports(&self, dp: DpIndex, from: PortNo) -> Result<Vec<PortNo>, Refusal> {
+        Ok(self.dp(dp)?.ports.range(from..).map(|(number, _)| *number).collect())
+    }
+
+    fn flow_put(
+        &mut self,
+        dp: DpIndex,
+        put: FlowPut,
+        show: &mut dyn FnMut(FlowView<'_>),
+    ) -> Result<(), Refusal> {
+        self.put_flow(dp, put, show)
+    }
+
+    fn flow_set(
+        &mut self,
+        dp: DpIndex,
+        id: &FlowId,
+        actions: Option<Vec<Action>>,
+        clear: bool,
+        show: &mut dyn FnMut(FlowView<'_>),
+    ) -> Result<(), Refusal> {
+        self.set_flow(dp, id, actions, clear, show)
+    }
+
+    fn flow_del(
+        &mut self,
+        dp: DpIndex,
+        id: &FlowId,
+        show: &mut dyn FnMut(FlowView<'_>),
+    ) -> Result<(), Refusal> {
+        self.del_flow(dp, id, show)
+    }
+
+    fn flow_get(&self, dp: DpIndex, id: &FlowId, show: &mut dyn FnMut(FlowView<'_>)) -> Result<(), Refusal> {
+        let flow = self.get_flow(dp, id)?;
+        let stats = flow.stats();
+        let (ufid, matching, actions) = (flow.flow.ufid, &flow.flow.matching, &flow.flow.actions);
+        show(FlowView { ufid, matching, actions, stats });
+        Ok(())
+    }
+
+    fn flow_dump(
+        &self,
+        dp: DpIndex,
+        from: FlowCursor,
+        show: &mut dyn FnMut(FlowView<'_>) -> ControlFlow<()>,
+    ) -> Result<Option<FlowCursor>, Refusal> {
+        self.dump_views(dp, from, show)
+    }
+
+    fn flow_flush(&mut self, dp: DpIndex) -> Result<(), Refusal> {
+        self.flush_flows(dp)
+    }
+
+    fn execute(&mut self, dp: DpIndex, execute: Execute<'_>) -> Result<(), Refusal> {
+        let own = self.dp(dp)?;
+        let Key { in_port, recirc_id, dp_hash, skb_priority, skb_mark, .. } = execute.metadata;
+        let port = if in_port == NO_PORT { LOCAL } else { PortNo(in_port) };
+        if !own.ports.contains_key(&port) && !own.ports.contains_key(&LOCAL) {
+            return Err(Refusal::NoVport);
+        }
+        let metadata = Metadata { in_port, recirc_id, dp_hash, skb_priority, skb_mark };
+        action::validate(&execute.actions, &Self::exact(extract_key(execute.packet, &metadata)))?;
+        let program = compile(&execute.actions).map_err(|error| Refusal::Inexpressible(error.to_string()))?;
+        if execute.probe {
+            return Ok(());
+        }
+        let frame = execute.packet.to_vec();
+        self.forwarder.send(move |f| f.execute(dp, &frame, metadata, &program));
+        Ok(())
+    }
+
+    fn meter_set(&mut self, dp: DpIndex, _: u32, _: MeterConfig) -> Result<Option<MeterStats>, Refusal> {
+        self.dp(dp)?;
+        Err(no_meters())
+    }
+
+    fn meter_get(&self, dp: DpIndex, _: u32) -> Result<MeterStats, Refusal> {
+        self.dp(dp)?;
+        Err(Refusal::NoMeter)
+    }
+
+    fn meter_del(&mut self, dp: DpIndex, _: u32) -> Result<Option<MeterStats>, Refusal> {
+        self.dp(dp)?;
+        Ok(None)
+    }
+
+    fn ct_limit_set(&mut self, dp: DpIndex, _: &[ZoneLimit]) -> Result<(), Refusal> {
+        self.dp(dp)?;
+        Err(no_conntrack())
+    }
+
+    fn ct_limit_del(&mut self, dp: DpIndex, _: &[Option<u16>]) -> Result<(), Refusal> {
+        self.dp(dp)?;
+        Err(no_conntrack())
+    }
+
+    fn ct_limit_get(&self, dp: DpIndex, _: &[Option<u16>]) -> Result<Vec<ZoneLimit>, Refusal> {
+        self.dp(dp)?;
+        Ok(vec![ZoneLimit { zone: None, limit: 0, count: 0 }])
+    }
+}

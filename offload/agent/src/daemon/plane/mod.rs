@@ -1,0 +1,183 @@
+//! The control plane: datapaths, ports and flows as Open vSwitch names them, behind the Netlink server.
+//!
+//! It is the flow tables' writer. A flow is in the softpath when a request is answered; the NIC hears of it by the forwarder's
+//! mailbox, and nobody waits for it, but for a delete, which wants the last counters.
+
+mod backend;
+mod flow;
+mod vport;
+
+use super::forward::{Forwarder, Targets};
+use super::mailbox::Mailbox;
+use flowlift_driver::nic::NicPort;
+use flowlift_flow::PortNo;
+use flowlift_ovs::backend::{Datapath, DatapathStats, DpIndex, Features, MegaflowStats, Refusal, VportKind};
+use flowlift_port::link::Links;
+use flowlift_softpath as softpath;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Flows that a datapath takes.
+const MAX_FLOWS: u32 = 4 << 20;
+/// Largest port number, as in the kernel's datapath.
+const MAX_PORT: u32 = 65_534;
+
+/// Where a vport's packets come from and go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A device of the host.
+    Host,
+    /// A port of the NIC.
+    Nic(NicPort),
+}
+
+/// A vport.
+#[derive(Debug, Clone)]
+struct Port {
+    name: String,
+    kind: VportKind,
+    upcall_pids: Vec<u32>,
+    ifindex: u32,
+    place: Place,
+}
+
+/// A datapath.
+struct Dp {
+    name: String,
+    features: Features,
+    masks_cache_size: u32,
+    per_cpu_pids: Vec<u32>,
+    /// Reading a flow takes the writer's own reader, so it is borrowed even to look.
+    table: RefCell<softpath::Datapath>,
+    ports: BTreeMap<PortNo, Port>,
+    /// Feature probes, which the NIC never hears of.
+    probes: BTreeSet<softpath::FlowId>,
+}
+
+/// All datapaths.
+pub struct Plane {
+    dps: BTreeMap<DpIndex, Dp>,
+    forwarder: Mailbox<Forwarder>,
+    /// Devices of the host that stand for ports of the NIC.
+    nic_ports: BTreeMap<String, NicPort>,
+    links: RefCell<Links>,
+}
+
+/// A port for people.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct PortInfo {
+    /// Datapath.
+    pub datapath: String,
+    /// Number.
+    pub port: u32,
+    /// Name.
+    pub name: String,
+    /// Kind: `netdev`, `internal`, and so on.
+    pub kind: &'static str,
+    /// Number of the NIC's port, if it is one.
+    pub nic_port: Option<u16>,
+    /// Frames and bytes received and sent, and frames dropped in each direction.
+    pub rx_packets: u64,
+    /// See above.
+    pub rx_bytes: u64,
+    /// See above.
+    pub rx_dropped: u64,
+    /// See above.
+    pub tx_packets: u64,
+    /// See above.
+    pub tx_bytes: u64,
+    /// See above.
+    pub tx_dropped: u64,
+    /// Packets of this port for the user, and those of them that were lost.
+    pub upcalls: u64,
+    /// See above.
+    pub upcalls_lost: u64,
+}
+
+impl Plane {
+    /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC.
+    pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: BTreeMap<String, NicPort>, links: Links) -> Self {
+        Self { dps: BTreeMap::new(), forwarder, nic_ports, links: RefCell::new(links) }
+    }
+
+    /// The devices that stand for ports of the NIC.
+    pub fn nic_ports(&self) -> &BTreeMap<String, NicPort> {
+        &self.nic_ports
+    }
+
+    fn dp(&self, dp: DpIndex) -> Result<&Dp, Refusal> {
+        self.dps.get(&dp).ok_or(Refusal::NoDatapath)
+    }
+
+    fn dp_mut(&mut self, dp: DpIndex) -> Result<&mut Dp, Refusal> {
+        self.dps.get_mut(&dp).ok_or(Refusal::NoDatapath)
+    }
+
+    /// What the forwarder gives, which outlives the plane.
+    fn ask<R: Send + 'static>(&self, job: impl FnOnce(&mut Forwarder) -> R + Send + 'static) -> Result<R, Refusal> {
+        self.forwarder.call(job).ok_or_else(|| Refusal::Unsupported("anything while the daemon stops".into()))
+    }
+
+    /// Tells the forwarder who gets a datapath's upcalls.
+    fn tell_targets(&self, index: DpIndex) {
+        let Some(dp) = self.dps.get(&index) else { return };
+        let targets = Targets {
+            features: dp.features,
+            per_cpu: dp.per_cpu_pids.clone(),
+            ports: dp.ports.iter().map(|(number, port)| (*number, port.upcall_pids.clone())).collect(),
+        };
+        self.forwarder.send(move |forwarder| forwarder.set_targets(index, targets));
+    }
+
+    /// Datapaths by name, for people.
+    pub fn datapath_names(&self) -> Vec<(DpIndex, String)> {
+        self.dps.iter().map(|(index, dp)| (*index, dp.name.clone())).collect()
+    }
+
+    /// What the softpath counted in a datapath.
+    pub fn softpath_counters(&self, dp: DpIndex) -> Option<softpath::Counters> {
+        Some(self.dps.get(&dp)?.table.borrow().counters())
+    }
+
+    /// Forgets the device with this index, which the host has no more; the ports that it was.
+    pub fn device_gone(&mut self, ifindex: u32) -> Vec<(DpIndex, PortNo)> {
+        let mut gone = Vec::new();
+        for (index, dp) in &self.dps {
+            let is_it = |(_, port): &(&PortNo, &Port)| port.ifindex == ifindex && ifindex != 0;
+            gone.extend(dp.ports.iter().filter(is_it).map(|(number, _)| (*index, *number)));
+        }
+        gone
+    }
+
+    /// Tells the port of a device its MTU.
+    pub fn device_mtu(&self, ifindex: u32, mtu: u32) {
+        for (index, dp) in &self.dps {
+            for (number, _) in dp.ports.iter().filter(|(_, port)| port.ifindex == ifindex) {
+                let (index, number) = (*index, *number);
+                self.forwarder.send(move |forwarder| forwarder.set_mtu(index, number, mtu));
+            }
+        }
+    }
+
+    fn describe(dp: &Dp) -> Datapath {
+        let table = dp.table.borrow();
+        let counters = table.counters();
+        Datapath {
+            name: dp.name.clone(),
+            features: dp.features,
+            masks_cache_size: dp.masks_cache_size,
+            per_cpu_pids: dp.per_cpu_pids.clone(),
+            stats: DatapathStats {
+                hit: counters.hits,
+                missed: counters.misses,
+                lost: counters.lost,
+                flows: table.len() as u64,
+            },
+            megaflow: MegaflowStats {
+                mask_hit: counters.masks_searched,
+                masks: u32::try_from(table.mask_count()).unwrap_or(u32::MAX),
+                cache_hit: counters.cache_hits,
+            },
+        }
+    }
+}

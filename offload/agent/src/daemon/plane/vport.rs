@@ -1,0 +1,204 @@
+//! Vports: devices opened, given to the forwarder and taken back.
+
+use super::{Dp, MAX_PORT, Place, Plane, Port, PortInfo};
+use crate::daemon::forward::HostPort;
+use flowlift_flow::PortNo;
+use flowlift_ovs::backend::{DpIndex, NewVport, Refusal, Vport, VportKind, VportStats};
+use flowlift_port::{InternalConfig, InternalPort, PacketPort, PortError, PortStats};
+use flowlift_softpath::FlowId;
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+/// What a device's trouble is to the client.
+pub(super) fn refusal(name: &str, what: &str, error: PortError) -> Refusal {
+    let errno = match &error {
+        PortError::Io(error) => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+        _ => Errno::EIO,
+    };
+    match errno {
+        Errno::ENODEV | Errno::ENXIO => Refusal::NoNetdev(name.into()),
+        Errno::EBUSY => Refusal::Busy(name.into()),
+        errno => Refusal::System { what: format!("{what} {name}"), errno },
+    }
+}
+
+/// An internal port's device. It outlives the daemon, so that its addresses and routes are there when the daemon comes back.
+pub(super) fn open_internal(name: &str) -> Result<(HostPort, u32), Refusal> {
+    let port = InternalPort::open(name, InternalConfig { persistent: true })
+        .map_err(|error| refusal(name, "cannot make internal port", error))?;
+    let ifindex = if_nametoindex(name).map_err(|_| Refusal::NoNetdev(name.into()))?;
+    Ok((HostPort::Internal(port), ifindex))
+}
+
+impl Dp {
+    /// The lowest number that is free, or the wanted one.
+    fn port_number(&self, wanted: Option<PortNo>) -> Result<PortNo, Refusal> {
+        match wanted {
+            Some(port) if port.0 > MAX_PORT => Err(Refusal::PortNumbers),
+            Some(port) if self.ports.contains_key(&port) => Err(Refusal::Busy(format!("port {}", port.0))),
+            Some(port) => Ok(port),
+            None => (1..=MAX_PORT)
+                .map(PortNo)
+                .find(|port| !self.ports.contains_key(port))
+                .ok_or(Refusal::PortNumbers),
+        }
+    }
+
+    fn all_flows(&self) -> Vec<FlowId> {
+        let mut ids = Vec::new();
+        self.table.borrow_mut().dump(0, |flow| {
+            ids.push(flow.id);
+            true
+        });
+        ids.retain(|id| !self.probes.contains(id));
+        ids
+    }
+}
+
+impl Plane {
+    pub(super) fn add_vport(&mut self, index: DpIndex, new: NewVport) -> Result<PortNo, Refusal> {
+        let NewVport { name, kind, port, upcall_pids } = new;
+        let dp = self.dp(index)?;
+        if self.dps.values().any(|dp| dp.ports.values().any(|port| port.name == name)) {
+            return Err(Refusal::Exists(name));
+        }
+        let number = dp.port_number(port)?;
+        let nic_port = self.nic_ports.get(&name).copied();
+        let (place, ifindex) = match (kind, nic_port) {
+            (VportKind::Netdev, Some(nic_port)) => {
+                let ifindex = if_nametoindex(name.as_str()).map_err(|_| Refusal::NoNetdev(name.clone()))?;
+                let flows = dp.all_flows();
+                let added = self.ask(move |f| f.add_nic_port(index, number, nic_port, &flows))?;
+                if !added {
+                    return Err(Refusal::Busy(format!("the NIC of {name}, by another datapath,")));
+                }
+                (Place::Nic(nic_port), ifindex)
+            }
+            (VportKind::Netdev, None) => {
+                let source = PacketPort::open(&name).map_err(|error| refusal(&name, "cannot open", error))?;
+                let ifindex = if_nametoindex(name.as_str()).map_err(|_| Refusal::NoNetdev(name.clone()))?;
+                self.add_host_port(index, number, HostPort::Netdev(source), &name)?;
+                (Place::Host, ifindex)
+            }
+            (VportKind::Internal, _) => {
+                let (source, ifindex) = open_internal(&name)?;
+                self.add_host_port(index, number, source, &name)?;
+                (Place::Host, ifindex)
+            }
+            (VportKind::Gre | VportKind::Vxlan { .. } | VportKind::Geneve { .. }, _) => {
+                return Err(Refusal::Unsupported("a tunnel port".into()));
+            }
+        };
+        self.dp_mut(index)?.ports.insert(number, Port { name, kind, upcall_pids, ifindex, place });
+        self.tell_targets(index);
+        Ok(number)
+    }
+
+    /// Gives a port of the host to the forwarder.
+    pub(super) fn add_host_port(
+        &self,
+        index: DpIndex,
+        number: PortNo,
+        source: HostPort,
+        name: &str,
+    ) -> Result<(), Refusal> {
+        self.ask(move |f| f.add_host_port(index, number, source))?
+            .map_err(|errno| Refusal::System { what: format!("cannot watch {name}"), errno })
+    }
+
+    pub(super) fn remove_vport(&mut self, index: DpIndex, number: PortNo) -> Result<(), Refusal> {
+        let port = self.dp_mut(index)?.ports.remove(&number).ok_or(Refusal::NoVport)?;
+        let source = self.ask(move |f| f.remove_port(index, number))?;
+        // The device of an internal port is ours to take away.
+        if let Some(HostPort::Internal(device)) = source
+            && let Err(error) = device.delete()
+        {
+            tracing::warn!(name = port.name, %error, "an internal port's device stays");
+        }
+        self.tell_targets(index);
+        Ok(())
+    }
+
+    pub(super) fn describe_vport(&self, index: DpIndex, number: PortNo) -> Option<Vport> {
+        let port = self.dps.get(&index)?.ports.get(&number)?;
+        let (stats, upcalls) = self.ask(move |f| f.port_counters(index, number)).ok()?;
+        let stats = match (port.place, stats) {
+            (Place::Host, Some(stats)) => of_host(&stats),
+            (Place::Nic(_), _) => self.of_device(port.ifindex).unwrap_or_default(),
+            (Place::Host, None) => VportStats::default(),
+        };
+        Some(Vport {
+            port: number,
+            name: port.name.clone(),
+            kind: port.kind,
+            ifindex: port.ifindex,
+            upcall_pids: port.upcall_pids.clone(),
+            stats,
+            upcalls,
+        })
+    }
+
+    /// The counters of the device at the other end of a NIC port's wire: what it received came into the datapath.
+    fn of_device(&self, ifindex: u32) -> Option<VportStats> {
+        let stats = self.links.borrow_mut().get(ifindex).ok()?.stats;
+        Some(VportStats {
+            rx_packets: stats.rx_packets,
+            tx_packets: stats.tx_packets,
+            rx_bytes: stats.rx_bytes,
+            tx_bytes: stats.tx_bytes,
+            rx_errors: stats.rx_errors,
+            tx_errors: stats.tx_errors,
+            rx_dropped: stats.rx_dropped,
+            tx_dropped: stats.tx_dropped,
+        })
+    }
+
+    /// All ports, for people.
+    pub fn ports(&self) -> Vec<PortInfo> {
+        let mut all = Vec::new();
+        for (index, dp) in &self.dps {
+            for (number, port) in &dp.ports {
+                let Some(vport) = self.describe_vport(*index, *number) else { continue };
+                let stats = vport.stats;
+                all.push(PortInfo {
+                    datapath: dp.name.clone(),
+                    port: number.0,
+                    name: port.name.clone(),
+                    kind: match port.kind {
+                        VportKind::Netdev => "netdev",
+                        VportKind::Internal => "internal",
+                        VportKind::Gre => "gre",
+                        VportKind::Vxlan { .. } => "vxlan",
+                        VportKind::Geneve { .. } => "geneve",
+                    },
+                    nic_port: match port.place {
+                        Place::Nic(nic) => Some(nic.0),
+                        Place::Host => None,
+                    },
+                    rx_packets: stats.rx_packets,
+                    rx_bytes: stats.rx_bytes,
+                    rx_dropped: stats.rx_dropped + stats.rx_errors,
+                    tx_packets: stats.tx_packets,
+                    tx_bytes: stats.tx_bytes,
+                    tx_dropped: stats.tx_dropped + stats.tx_errors,
+                    upcalls: vport.upcalls.0,
+                    upcalls_lost: vport.upcalls.1,
+                });
+            }
+        }
+        all
+    }
+}
+
+fn of_host(stats: &PortStats) -> VportStats {
+    VportStats {
+        rx_packets: stats.rx_frames,
+        tx_packets: stats.tx_frames,
+        rx_bytes: stats.rx_bytes,
+        tx_bytes: stats.tx_bytes,
+        rx_errors: stats.rx_giants + stats.rx_runts + stats.rx_malformed,
+        tx_errors: stats.tx_too_long + stats.tx_errors,
+        rx_dropped: stats.rx_overruns,
+        tx_dropped: stats.tx_full,
+    }
+}

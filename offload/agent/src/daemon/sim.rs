@@ -1,0 +1,67 @@
+//! The simulated NIC of `--nic sim`: flowlift-sim's vfio-user server in a thread of the daemon, behind the same driver and
+//! transport as one in a process of its own.
+
+use crate::cli::{DaemonArgs, NicArg};
+use crate::open;
+use anyhow::{Context, Result};
+use flowlift_sim::server::{Server, ServerConfig, WireKind, WireSpec};
+use flowlift_sim::{Config, FaultPlan, Fl1, HostClock};
+use nix::sys::eventfd::EventFd;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+/// A device that runs.
+pub struct Simulation {
+    path: PathBuf,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The device of the host at the other end of a wire.
+pub fn device(wire: &WireSpec) -> Option<&str> {
+    match &wire.kind {
+        WireKind::Tap(name) | WireKind::Packet(name) => Some(name),
+        WireKind::Unix(..) | WireKind::Pcap(..) => None,
+    }
+}
+
+impl Simulation {
+    /// Starts the device with its wires.
+    ///
+    /// # Errors
+    /// A wire or the device's socket cannot be opened.
+    pub fn start(args: &DaemonArgs) -> Result<Self> {
+        let config = Config { seed: 0, faults: FaultPlan::default(), clock: Box::new(HostClock::default()) };
+        let device = Fl1::new(open::profile(args.profile), config);
+        let path = crate::control::run_dir().join(format!("sim-{}.sock", std::process::id()));
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let mut server = Server::new(device, &args.wires, &path, ServerConfig::default())
+            .context("cannot start the simulated NIC")?;
+        let stop = Arc::new(EventFd::new()?);
+        let stopped = Arc::clone(&stop);
+        let thread = Builder::new().name("sim".into()).spawn(move || match server.run(stopped.as_fd()) {
+            Ok(stats) => tracing::info!(?stats, "the simulated NIC stopped"),
+            Err(error) => tracing::error!(%error, "the simulated NIC failed"),
+        })?;
+        Ok(Self { path, stop, thread: Some(thread) })
+    }
+
+    /// Where it is.
+    pub fn nic(&self) -> NicArg {
+        NicArg::VfioUser(self.path.clone())
+    }
+}
+
+impl Drop for Simulation {
+    fn drop(&mut self) {
+        // It stops at once; a failure would mean that it has stopped already.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
