@@ -331,11 +331,17 @@ impl Worker {
 
     /// Packets that this worker has counted for a flow.
     pub fn packets(&mut self, id: FlowId) -> u64 {
-        let count = |own: &WorkerShared, record: &FlowRecord| own.flows.get(id.slot, record.stats_generation()).packets;
+        let count = |own: &WorkerShared, record: &FlowRecord| {
+            own.flows.get(id.slot, record.stats_generation()).packets
+        };
         self.with_record(id, count).unwrap_or(0)
     }
 
-    fn with_record<R>(&mut self, id: FlowId, look: impl FnOnce(&WorkerShared, &FlowRecord) -> R) -> Option<R> {
+    fn with_record<R>(
+        &mut self,
+        id: FlowId,
+        look: impl FnOnce(&WorkerShared, &FlowRecord) -> R,
+    ) -> Option<R> {
         let guard = self.reader.enter();
         let record = self.shared.table.slots.view(&guard).get(id.slot)?;
         (record.generation() == id.generation).then(|| look(&self.own, record))

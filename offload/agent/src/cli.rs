@@ -24,8 +24,20 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Print each packet's flow key as Open vSwitch prints it.
     Key(KeyArgs),
-    /// Tell for each flow whether a NIC can take it, and if not, why not.
+    /// Tell for each flow of a file whether a NIC can take it, and if not, why not; or of a running daemon's flow where it is.
     Explain(ExplainArgs),
+    /// Be the datapath of ovs-vswitchd, in the place of the kernel's module (root).
+    Daemon(DaemonArgs),
+    /// Run a program of Open vSwitch so that it finds the daemon in the place of the kernel's datapath.
+    OvsRun(OvsRunArgs),
+    /// Show what a running daemon does: datapaths, NIC, counters.
+    Status(AskArgs),
+    /// Show the daemon's flows: where each is, why, and what each side counted.
+    Flows(DaemonFlowArgs),
+    /// Show the daemon's ports.
+    Ports(AskArgs),
+    /// Show rates by port and the busiest flows, again and again.
+    Top(TopArgs),
     /// Look at NICs.
     #[command(subcommand)]
     Nic(NicCommand),
@@ -128,6 +140,12 @@ pub struct KeyArgs {
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
+    /// A flow of a running daemon, by its UFID, in place of a file.
+    #[arg(value_name = "UFID", conflicts_with_all = ["flows", "ports", "strict", "profile", "require"])]
+    pub ufid: Option<String>,
+    /// The daemon's control socket. [default: flowlift.ctl in $FLOWLIFT_RUNDIR, or in /run/flowlift]
+    #[arg(long, value_name = "PATH", requires = "ufid")]
+    pub control: Option<PathBuf>,
     /// Flows.
     #[command(flatten)]
     pub flows: FlowArgs,
@@ -284,4 +302,127 @@ pub struct NicShowArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The daemon's NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DaemonNic {
+    /// The softpath alone.
+    None,
+    /// The simulated NIC, in a thread of the daemon.
+    Sim,
+    /// One outside of this process.
+    Real(NicArg),
+}
+
+impl FromStr for DaemonNic {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "none" => Ok(Self::None),
+            "sim" => Ok(Self::Sim),
+            other => other.parse().map(Self::Real).map_err(|error| format!("neither sim nor none; {error}")),
+        }
+    }
+}
+
+/// A device of the host that stands for a port of the NIC: `NAME=pN`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicPortArg {
+    /// Name of the device.
+    pub name: String,
+    /// The NIC's port, counted from 0 in the order of its capability records.
+    pub number: u16,
+}
+
+impl FromStr for NicPortArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let wrong = || format!("{s:?} is not of the form NAME=pN");
+        let (name, port) = s.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
+        let number = port.strip_prefix('p').and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+        Ok(Self { name: name.into(), number })
+    }
+}
+
+/// Arguments of `daemon`.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// The NIC: a PCI address as in 0000:03:00.0 (bound to vfio-pci), vfio-user:SOCKET, sim, or none.
+    #[arg(long, value_name = "NIC", default_value = "none")]
+    pub nic: DaemonNic,
+    /// Profile of the simulated NIC.
+    #[arg(long, value_enum, default_value = "standard")]
+    pub profile: ProfileArg,
+    /// Plugs port N (from 0) of the simulated NIC into something: pN=packet:NETDEV, pN=tap:NAME, pN=unix:LOCAL[,PEER],
+    /// pN=pcap:IN[,OUT]. A device that is a wire's other end stands for the NIC's port: a port of that name in a datapath is
+    /// the NIC's.
+    #[arg(long = "wire", value_name = "pN=KIND:...")]
+    pub wires: Vec<flowlift_sim::server::WireSpec>,
+    /// A device of this host that stands for port N (from 0) of the NIC.
+    #[arg(long = "port", value_name = "NAME=pN")]
+    pub ports: Vec<NicPortArg>,
+    /// Control socket. [default: flowlift.ctl in $FLOWLIFT_RUNDIR, or in /run/flowlift]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// Arguments of `ovs-run`.
+#[derive(Debug, Args)]
+pub struct OvsRunArgs {
+    /// The library to preload. [default: libflowlift_preload.so beside this program or in its lib folder]
+    #[arg(long, value_name = "PATH")]
+    pub library: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// Which daemon to ask, and how to print what it says.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// The daemon's control socket. [default: flowlift.ctl in $FLOWLIFT_RUNDIR, or in /run/flowlift]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `flows`.
+#[derive(Debug, Args)]
+pub struct DaemonFlowArgs {
+    /// The daemon.
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// Those in hardware alone.
+    #[arg(long, conflicts_with = "software")]
+    pub hardware: bool,
+    /// Those that are not in hardware alone.
+    #[arg(long)]
+    pub software: bool,
+}
+
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// The daemon's control socket. [default: flowlift.ctl in $FLOWLIFT_RUNDIR, or in /run/flowlift]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Seconds between two looks.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval)]
+    pub interval: f64,
+    /// Looks until it ends. [default: no end]
+    #[arg(long, value_name = "N")]
+    pub rounds: Option<u64>,
+    /// Flows shown.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub lines: usize,
+}
+
+fn interval(s: &str) -> Result<f64, String> {
+    let seconds = s.parse::<f64>().ok().filter(|seconds| (0.01..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "seconds from 0.01 to 3600".into())
 }

@@ -4,6 +4,8 @@ pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod command;
+pub mod control;
+pub mod daemon;
 pub mod engine;
 pub mod flows;
 pub mod input;

@@ -27,9 +27,10 @@
 pub const SERVER_PORT_ID: u32 = 0x464c_0001;
 /// Environment variable with another port ID of the server, decimal: for several in one network namespace.
 pub const PORT_ID_VARIABLE: &str = "FLOWLIFT_NETLINK_PORT";
-/// Smallest `nlmsg_type` of the server's families: the kernel's end at 1023 (`GENL_MAX_ID`), so that a message's type tells
-/// the library who it is for. A request to nlctrl is for the server if it names an OVS family, or one by such an ID.
-pub const FAMILY_ID_MIN: u16 = 1024;
+/// Smallest `nlmsg_type` of the server's families: far above those that the kernel gives away, which begin at 17, so that a
+/// message's type tells the library who it is for. A request to nlctrl is for the server if it names an OVS family, or one by
+/// such an ID.
+pub const FAMILY_ID_MIN: u16 = 0x3e0;
 /// First of the port IDs that a client's library may bind; the last is [`CLIENT_PORT_IDS_END`] - 1.
 pub const CLIENT_PORT_IDS: u32 = 0x0100_0000;
 /// End of the clients' port IDs.

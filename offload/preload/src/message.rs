@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn only_the_ovs_families_are_the_agents() {
         assert_eq!(Target::of(&request(NLCTRL, &[(FAMILY_NAME, b"ovs_flow\0")])), Target::Lookup);
-        assert_eq!(Target::of(&request(NLCTRL, &[(FAMILY_ID, &1030u16.to_ne_bytes())])), Target::Lookup);
+        assert_eq!(Target::of(&request(NLCTRL, &[(FAMILY_ID, &1000u16.to_ne_bytes())])), Target::Lookup);
         assert_eq!(Target::of(&request(NLCTRL, &[(FAMILY_NAME, b"ethtool\0")])), Target::Kernel);
         assert_eq!(Target::of(&request(NLCTRL, &[(FAMILY_ID, &20u16.to_ne_bytes())])), Target::Kernel);
         assert_eq!(Target::of(&request(NLCTRL, &[])), Target::Kernel, "a dump of all families");

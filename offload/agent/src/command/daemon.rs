@@ -1,6 +1,6 @@
 //! `flowlift daemon`, `flowlift ovs-run`, and the commands that ask a running daemon.
 
-use crate::cli::{AskArgs, DaemonArgs, DaemonFlowArgs, DaemonExplainArgs, OvsRunArgs, TopArgs};
+use crate::cli::{AskArgs, DaemonArgs, DaemonFlowArgs, ExplainArgs, OvsRunArgs, TopArgs};
 use crate::command::Outcome;
 use crate::control::{self, Client};
 use anyhow::{Context, Result, bail};
@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 /// The library that points Open vSwitch at the daemon.
 const LIBRARY: &str = "libflowlift_preload.so";
 /// Where it is looked for besides the program's own folder.
-const LIBRARY_FOLDERS: &[&str] = &["../lib/flowlift", "../lib", "/usr/local/lib/flowlift", "/usr/lib/flowlift"];
+const LIBRARY_FOLDERS: &[&str] =
+    &["../lib/flowlift", "../lib", "/usr/local/lib/flowlift", "/usr/lib/flowlift"];
 
 /// Runs the daemon.
 ///
@@ -104,8 +105,9 @@ pub fn flows(args: &DaemonFlowArgs) -> Result<Outcome> {
 ///
 /// # Errors
 /// No daemon, or no such flow.
-pub fn explain(args: &DaemonExplainArgs) -> Result<Outcome> {
-    ask(&args.ask, "flowlift/explain", vec![&args.ufid])
+pub fn explain(args: &ExplainArgs, ufid: &str) -> Result<Outcome> {
+    let asked = AskArgs { control: args.control.clone(), json: args.json };
+    ask(&asked, "flowlift/explain", vec![ufid])
 }
 
 /// `flowlift top`: rates by port, the busiest flows, again and again.

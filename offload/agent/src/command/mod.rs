@@ -1,5 +1,6 @@
 //! What each command does.
 
+pub mod daemon;
 pub mod explain;
 pub mod key;
 pub mod nic;
@@ -32,7 +33,16 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     match &cli.command {
         Command::Replay(args) => replay::run(args),
         Command::Key(args) => key::run(args),
-        Command::Explain(args) => explain::run(args),
+        Command::Explain(args) => match &args.ufid {
+            Some(ufid) => daemon::explain(args, ufid),
+            None => explain::run(args),
+        },
+        Command::Daemon(args) => daemon::run(args),
+        Command::OvsRun(args) => daemon::ovs_run(args),
+        Command::Status(args) => daemon::status(args),
+        Command::Flows(args) => daemon::flows(args),
+        Command::Ports(args) => daemon::ports(args),
+        Command::Top(args) => daemon::top(args),
         Command::Nic(NicCommand::Show(args)) => nic::show(args),
         Command::Nic(NicCommand::List(args)) => pci::list(args),
         Command::Nic(NicCommand::Bind(args)) => pci::bind(args),

@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn requests_cut_anywhere_are_the_same() {
         // As ovs-appctl sends them, and what JSON allows besides.
-        let text = br#"{"id":0,"method":"list-commands","params":[]} {"params":["a}\"","[\\"],"id":1,"method":"x"}"#;
+        let text =
+            br#"{"id":0,"method":"list-commands","params":[]} {"params":["a}\"","[\\"],"id":1,"method":"x"}"#;
         let expected = [request(0, "list-commands", &[]), request(1, "x", &["a}\"", "[\\"])];
         for cut in 0..=text.len() {
             let mut decoder = Decoder::new();

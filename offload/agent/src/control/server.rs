@@ -41,7 +41,8 @@ impl Server {
     /// # Errors
     /// Another daemon serves it, or it cannot be made.
     pub fn start(path: &Path, commands: Arc<dyn Commands>) -> Result<Self> {
-        let listener = listen(path).with_context(|| format!("cannot open control socket {}", path.display()))?;
+        let listener =
+            listen(path).with_context(|| format!("cannot open control socket {}", path.display()))?;
         let serve = move || {
             let open = Arc::new(AtomicUsize::new(0));
             for stream in listener.incoming() {
@@ -130,7 +131,8 @@ fn answer(request: &Request, commands: &dyn Commands) -> Result<String, String> 
             let mut all: Vec<_> = known.to_vec();
             all.extend([("list-commands", ""), ("version", "")]);
             all.sort_unstable();
-            let lines = all.iter().map(|(name, arguments)| format!("  {name:<23} {arguments}").trim_end().to_owned());
+            let lines =
+                all.iter().map(|(name, arguments)| format!("  {name:<23} {arguments}").trim_end().to_owned());
             Ok(format!("The available commands are:\n{}\n", lines.collect::<Vec<_>>().join("\n")))
         }
         "version" => Ok(format!("flowlift {}\n", env!("CARGO_PKG_VERSION"))),

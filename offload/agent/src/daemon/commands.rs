@@ -176,7 +176,8 @@ impl Daemon {
     }
 
     fn explain(&self, as_json: bool, ufid: &str) -> Answer {
-        let wanted = parse_ufid(ufid.strip_prefix("ufid:").unwrap_or(ufid)).map_err(|error| error.to_string())?;
+        let wanted =
+            parse_ufid(ufid.strip_prefix("ufid:").unwrap_or(ufid)).map_err(|error| error.to_string())?;
         let found = stopped(self.serve.call(move |serve| {
             collect(serve, |flow| (flow.flow.ufid == Some(wanted)).then(|| flow.clone()))
         }))?;
@@ -189,8 +190,10 @@ impl Daemon {
         if let Some(reason) = &status.reason {
             let _ = writeln!(text, "because:  {reason}");
         }
-        let _ = writeln!(text, "hardware: {} packets, {} bytes", status.hardware_packets, status.hardware_bytes);
-        let _ = writeln!(text, "software: {} packets, {} bytes", status.software_packets, status.software_bytes);
+        let _ =
+            writeln!(text, "hardware: {} packets, {} bytes", status.hardware_packets, status.hardware_bytes);
+        let _ =
+            writeln!(text, "software: {} packets, {} bytes", status.software_packets, status.software_bytes);
         Ok(text)
     }
 }
@@ -223,9 +226,9 @@ impl Commands for Daemon {
 }
 
 fn is_in_hardware(flow: &ShownFlow) -> bool {
-    flow.nic.as_ref().is_some_and(|nic| {
-        matches!(nic.state, planner::State::Hardware | planner::State::PendingReplace)
-    })
+    flow.nic
+        .as_ref()
+        .is_some_and(|nic| matches!(nic.state, planner::State::Hardware | planner::State::PendingReplace))
 }
 
 /// Flows that `keep` keeps, with their datapath's name.
@@ -318,16 +321,12 @@ fn flow_status(datapath: &str, shown: &ShownFlow) -> FlowStatus {
 fn ufid_text(ufid: &Ufid) -> String {
     let hex: String = flowlift_ovs::key::hex(ufid.as_bytes());
     let at = |from: usize, to: usize| hex.get(from..to).unwrap_or_default().to_owned();
-    if hex.len() == 32 {
-        [at(0, 8), at(8, 12), at(12, 16), at(16, 20), at(20, 32)].join("-")
-    } else {
-        hex
-    }
+    if hex.len() == 32 { [at(0, 8), at(8, 12), at(12, 16), at(16, 20), at(20, 32)].join("-") } else { hex }
 }
 
 /// The flow as ovs-dpctl prints it.
 fn flow_text(flow: &Flow) -> String {
-    DumpFlow::from(flow.clone()).text(None).to_string()
+    DumpFlow { flow: flow.clone(), ..DumpFlow::default() }.text(None).to_string()
 }
 
 fn ports_text(ports: &[PortInfo]) -> String {
@@ -380,7 +379,8 @@ impl Status {
                 let of = nic.datapath.as_ref().map_or(String::new(), |dp| format!(", of datapath {dp}"));
                 let _ = writeln!(text, "NIC {} {}: {}{of}", nic.device, nic.model, nic.state);
                 for table in &nic.tables {
-                    let _ = writeln!(text, "  table {}: {} of {} entries", table.table, table.used, table.size);
+                    let _ =
+                        writeln!(text, "  table {}: {} of {} entries", table.table, table.used, table.size);
                 }
                 let _ = writeln!(text, "  slow path rx:{} tx:{}", nic.slow_rx, nic.slow_tx);
                 let _ = writeln!(text, "  updates {}", list(&nic.updates));

@@ -129,7 +129,13 @@ mod tests {
                 done += inbox.run(&mut state, 1);
             }
         });
-        assert_eq!(mailbox.call(|state| { *state += 1; *state }), Some(42));
+        assert_eq!(
+            mailbox.call(|state| {
+                *state += 1;
+                *state
+            }),
+            Some(42)
+        );
         owner.join().unwrap();
         assert_eq!(mailbox.call(|state| *state), None);
     }

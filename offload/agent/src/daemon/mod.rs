@@ -83,8 +83,9 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
         }
         let _ = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGTERM);
     };
-    let forward =
-        Builder::new().name("forward".into()).spawn(move || end("forward", forwarder.run(&forwarder_inbox)))?;
+    let forward = Builder::new()
+        .name("forward".into())
+        .spawn(move || end("forward", forwarder.run(&forwarder_inbox)))?;
     let serving = Builder::new().name("serve".into()).spawn(move || end("serve", serve.run(&serve_inbox)))?;
     let path = args.control.clone().unwrap_or_else(control::default_path);
     let daemon = Daemon::new(to_serve.clone(), to_forwarder.clone());

@@ -66,7 +66,8 @@ impl Original {
         let field = usize::from(moved.csum_start) + usize::from(moved.csum_offset);
         let old_field = usize::from(offload.csum_start) + usize::from(offload.csum_offset);
         let old = u16::from_be_bytes(*self.head.get(old_field..)?.first_chunk()?);
-        let sum = u32::from(old) + u32::from(!addresses(&self.head, before)?) + u32::from(addresses(frame, now)?);
+        let sum =
+            u32::from(old) + u32::from(!addresses(&self.head, before)?) + u32::from(addresses(frame, now)?);
         self.out.clear();
         self.out.extend_from_slice(frame);
         self.out.get_mut(field..field + 2)?.copy_from_slice(&fold(sum).to_be_bytes());

@@ -4,6 +4,7 @@
 use crate::cli::{DaemonArgs, NicArg};
 use crate::open;
 use anyhow::{Context, Result};
+use flowlift_port::HostSpec;
 use flowlift_sim::server::{Server, ServerConfig, WireKind, WireSpec};
 use flowlift_sim::{Config, FaultPlan, Fl1, HostClock};
 use nix::sys::eventfd::EventFd;
@@ -13,17 +14,17 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 /// A device that runs.
-pub struct Simulation {
+pub(super) struct Simulation {
     path: PathBuf,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// The device of the host at the other end of a wire.
-pub fn device(wire: &WireSpec) -> Option<&str> {
+pub(super) fn device(wire: &WireSpec) -> Option<&str> {
     match &wire.kind {
-        WireKind::Tap(name) | WireKind::Packet(name) => Some(name),
-        WireKind::Unix(..) | WireKind::Pcap(..) => None,
+        WireKind::Host(HostSpec::Tap(name) | HostSpec::Packet(name)) => Some(name),
+        WireKind::Host(_) | WireKind::Pcap(..) => None,
     }
 }
 
@@ -32,7 +33,7 @@ impl Simulation {
     ///
     /// # Errors
     /// A wire or the device's socket cannot be opened.
-    pub fn start(args: &DaemonArgs) -> Result<Self> {
+    pub(super) fn start(args: &DaemonArgs) -> Result<Self> {
         let config = Config { seed: 0, faults: FaultPlan::default(), clock: Box::new(HostClock::default()) };
         let device = Fl1::new(open::profile(args.profile), config);
         let path = crate::control::run_dir().join(format!("sim-{}.sock", std::process::id()));
@@ -51,7 +52,7 @@ impl Simulation {
     }
 
     /// Where it is.
-    pub fn nic(&self) -> NicArg {
+    pub(super) fn nic(&self) -> NicArg {
         NicArg::VfioUser(self.path.clone())
     }
 }

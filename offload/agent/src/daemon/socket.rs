@@ -5,8 +5,8 @@ use flowlift_ovs::server::{Peer, To};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, UnixCredentials,
-    bind, recvmsg, sendto, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessageOwned, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType,
+    UnixCredentials, bind, recvmsg, sendto, setsockopt, socket, sockopt,
 };
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -43,7 +43,9 @@ impl ServerSocket {
         }
         match bind(fd.as_raw_fd(), &NetlinkAddr::new(port_id, 0)) {
             Err(Errno::EADDRINUSE) => {
-                anyhow::bail!("Netlink port ID {port_id} is taken: another daemon runs in this network namespace")
+                anyhow::bail!(
+                    "Netlink port ID {port_id} is taken: another daemon runs in this network namespace"
+                )
             }
             other => other.context("cannot bind the Netlink socket")?,
         }
@@ -83,7 +85,10 @@ impl ServerSocket {
             if let (Some(uid), Some(address), true) = (uid, message.address, whole) {
                 // The kernel itself has nothing to ask.
                 if address.pid() != 0 {
-                    return Ok(Some(Received { peer: Peer { port_id: address.pid(), uid }, len: message.bytes }));
+                    return Ok(Some(Received {
+                        peer: Peer { port_id: address.pid(), uid },
+                        len: message.bytes,
+                    }));
                 }
             }
         }

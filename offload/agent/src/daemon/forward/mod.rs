@@ -10,7 +10,7 @@ mod route;
 mod upcall;
 
 pub use nic::{InNic, NicSide, SlowCounters};
-pub use port::HostPort;
+pub use port::DevicePort;
 pub use route::{Exits, Outlet, RouteCounters};
 pub use upcall::{Targets, Upcalls};
 
@@ -74,7 +74,7 @@ impl Lane {
 struct Inlet {
     dp: DpIndex,
     port: PortNo,
-    source: HostPort,
+    source: DevicePort,
 }
 
 /// See the module's head.
@@ -171,7 +171,9 @@ impl Forwarder {
     pub fn remove_datapath(&mut self, dp: DpIndex) {
         let ports: Vec<PortNo> =
             self.inlets.iter().flatten().filter(|i| i.dp == dp).map(|i| i.port).collect();
-        ports.into_iter().for_each(|port| self.remove_port(dp, port));
+        for port in ports {
+            self.remove_port(dp, port);
+        }
         if let Some(nic) = &mut self.nic {
             let ports: Vec<PortNo> = nic.ports().iter().map(|(port, _)| port).collect();
             ports.into_iter().for_each(|port| nic.detach(dp, port));
@@ -184,7 +186,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// The system does not watch the port.
-    pub fn add_host_port(&mut self, dp: DpIndex, port: PortNo, source: HostPort) -> nix::Result<()> {
+    pub fn add_host_port(&mut self, dp: DpIndex, port: PortNo, source: DevicePort) -> nix::Result<()> {
         let n = self.inlets.iter().position(Option::is_none).unwrap_or(self.inlets.len());
         self.epoll.add(source.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, n as u64))?;
         if let Some(lane) = self.lanes.get_mut(&dp) {
@@ -214,7 +216,7 @@ impl Forwarder {
     }
 
     /// Takes a port away; what was queued for it is lost.
-    pub fn remove_port(&mut self, dp: DpIndex, port: PortNo) -> Option<HostPort> {
+    pub fn remove_port(&mut self, dp: DpIndex, port: PortNo) -> Option<DevicePort> {
         if let Some(lane) = self.lanes.get_mut(&dp) {
             lane.outlets.set(port, None);
         }

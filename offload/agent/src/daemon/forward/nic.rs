@@ -241,7 +241,10 @@ impl NicSide {
         let received = self.nic.rx(SLOW_BURST, &mut |packet, frame| match ports.dp(packet.port) {
             Some(port) => {
                 counters.rx += 1;
-                batch.push(frame, Metadata { in_port: port.0, recirc_id: packet.metadata, ..Metadata::default() });
+                batch.push(
+                    frame,
+                    Metadata { in_port: port.0, recirc_id: packet.metadata, ..Metadata::default() },
+                );
             }
             None => counters.no_port += 1,
         });
@@ -344,7 +347,9 @@ impl NicSide {
         self.state = state;
         match state {
             NicState::Ready => tracing::info!("the NIC works again"),
-            NicState::Failed => tracing::warn!("the NIC failed and is being reset; packets take the softpath"),
+            NicState::Failed => {
+                tracing::warn!("the NIC failed and is being reset; packets take the softpath")
+            }
             NicState::Gone => tracing::warn!("the NIC is gone; its ports are dead"),
         }
     }

@@ -1,20 +1,18 @@
 //! Ports of the host: network devices and internal ports.
 
-use flowlift_port::{
-    Burst, BurstSource, Frame, FrameSink, InternalPort, PacketPort, PortError, PortStats,
-};
+use flowlift_port::{Burst, BurstSource, Frame, FrameSink, InternalPort, PacketPort, PortError, PortStats};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// A port's receiving side.
 #[derive(Debug)]
-pub enum HostPort {
+pub enum DevicePort {
     /// A network device, by a packet socket.
     Netdev(PacketPort),
     /// An internal port, by its TAP device.
     Internal(InternalPort),
 }
 
-impl HostPort {
+impl DevicePort {
     /// A sender to the device.
     pub fn sender(&self) -> Box<dyn FrameSink + Send> {
         match self {
@@ -54,7 +52,7 @@ impl HostPort {
     }
 }
 
-impl AsFd for HostPort {
+impl AsFd for DevicePort {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Netdev(port) => port.as_fd(),

@@ -22,7 +22,7 @@ pub enum Outlet {
 
 /// The ports of a datapath by number.
 #[derive(Default)]
-pub struct Outlets {
+pub(super) struct Outlets {
     by_port: Vec<Option<Outlet>>,
     /// Ports whose sender keeps frames to send many together.
     unflushed: Vec<PortNo>,
@@ -30,7 +30,7 @@ pub struct Outlets {
 
 impl Outlets {
     /// Adds, replaces or takes away a port.
-    pub fn set(&mut self, port: PortNo, outlet: Option<Outlet>) {
+    pub(super) fn set(&mut self, port: PortNo, outlet: Option<Outlet>) {
         let n = port.0 as usize;
         if self.by_port.len() <= n {
             self.by_port.resize_with(n + 1, || None);
@@ -39,7 +39,7 @@ impl Outlets {
     }
 
     /// Sends what senders keep.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         for port in self.unflushed.drain(..) {
             if let Some(Some(Outlet::Host(sender))) = self.by_port.get_mut(port.0 as usize) {
                 // The port has counted what it lost.
@@ -111,7 +111,7 @@ fn queue(
 }
 
 /// One datapath's way out.
-pub struct Route<'a> {
+pub(super) struct Route<'a> {
     /// The datapath.
     pub dp: DpIndex,
     /// Its ports.

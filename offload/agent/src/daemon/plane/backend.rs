@@ -5,7 +5,8 @@ use super::{Dp, MAX_FLOWS, Place, Plane, Port};
 use flowlift_flow::{Action, Key, Metadata, PortNo, action};
 use flowlift_ovs::backend::{
     Backend, Capabilities, Datapath, DatapathChange, DpIndex, Execute, Features, FlowCursor, FlowId, FlowPut,
-    FlowView, MeterConfig, MeterStats, NewDatapath, NewVport, Refusal, Vport, VportChange, VportKind, ZoneLimit,
+    FlowView, MeterConfig, MeterStats, NewDatapath, NewVport, Refusal, Vport, VportChange, VportKind,
+    ZoneLimit,
 };
 use flowlift_ovs::key::NO_PORT;
 use flowlift_softpath::actions::compile;

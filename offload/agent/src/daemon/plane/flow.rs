@@ -42,9 +42,10 @@ impl ShownFlow {
     /// The state's name and the reason, for people.
     pub fn state(&self) -> (&'static str, Option<String>) {
         match &self.nic {
-            Some(nic) => {
-                (nic.state.name(), nic.reason.filter(|_| nic.state != State::Hardware).map(|r| reason_text(&r)))
-            }
+            Some(nic) => (
+                nic.state.name(),
+                nic.reason.filter(|_| nic.state != State::Hardware).map(|r| reason_text(&r)),
+            ),
             None => (State::Software.name(), Some("its datapath has no port of a NIC".into())),
         }
     }

@@ -7,6 +7,8 @@ mod backend;
 mod flow;
 mod vport;
 
+pub use flow::ShownFlow;
+
 use super::forward::{Forwarder, Targets};
 use super::mailbox::Mailbox;
 use flowlift_driver::nic::NicPort;
@@ -114,7 +116,10 @@ impl Plane {
     }
 
     /// What the forwarder gives, which outlives the plane.
-    fn ask<R: Send + 'static>(&self, job: impl FnOnce(&mut Forwarder) -> R + Send + 'static) -> Result<R, Refusal> {
+    fn ask<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Forwarder) -> R + Send + 'static,
+    ) -> Result<R, Refusal> {
         self.forwarder.call(job).ok_or_else(|| Refusal::Unsupported("anything while the daemon stops".into()))
     }
 

@@ -1,7 +1,7 @@
 //! Vports: devices opened, given to the forwarder and taken back.
 
 use super::{Dp, MAX_PORT, Place, Plane, Port, PortInfo};
-use crate::daemon::forward::HostPort;
+use crate::daemon::forward::DevicePort;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{DpIndex, NewVport, Refusal, Vport, VportKind, VportStats};
 use flowlift_port::{InternalConfig, InternalPort, PacketPort, PortError, PortStats};
@@ -23,11 +23,11 @@ pub(super) fn refusal(name: &str, what: &str, error: PortError) -> Refusal {
 }
 
 /// An internal port's device. It outlives the daemon, so that its addresses and routes are there when the daemon comes back.
-pub(super) fn open_internal(name: &str) -> Result<(HostPort, u32), Refusal> {
+pub(super) fn open_internal(name: &str) -> Result<(DevicePort, u32), Refusal> {
     let port = InternalPort::open(name, InternalConfig { persistent: true })
         .map_err(|error| refusal(name, "cannot make internal port", error))?;
     let ifindex = if_nametoindex(name).map_err(|_| Refusal::NoNetdev(name.into()))?;
-    Ok((HostPort::Internal(port), ifindex))
+    Ok((DevicePort::Internal(port), ifindex))
 }
 
 impl Dp {
@@ -77,7 +77,7 @@ impl Plane {
             (VportKind::Netdev, None) => {
                 let source = PacketPort::open(&name).map_err(|error| refusal(&name, "cannot open", error))?;
                 let ifindex = if_nametoindex(name.as_str()).map_err(|_| Refusal::NoNetdev(name.clone()))?;
-                self.add_host_port(index, number, HostPort::Netdev(source), &name)?;
+                self.add_host_port(index, number, DevicePort::Netdev(source), &name)?;
                 (Place::Host, ifindex)
             }
             (VportKind::Internal, _) => {
@@ -99,7 +99,7 @@ impl Plane {
         &self,
         index: DpIndex,
         number: PortNo,
-        source: HostPort,
+        source: DevicePort,
         name: &str,
     ) -> Result<(), Refusal> {
         self.ask(move |f| f.add_host_port(index, number, source))?
@@ -110,7 +110,7 @@ impl Plane {
         let port = self.dp_mut(index)?.ports.remove(&number).ok_or(Refusal::NoVport)?;
         let source = self.ask(move |f| f.remove_port(index, number))?;
         // The device of an internal port is ours to take away.
-        if let Some(HostPort::Internal(device)) = source
+        if let Some(DevicePort::Internal(device)) = source
             && let Err(error) = device.delete()
         {
             tracing::warn!(name = port.name, %error, "an internal port's device stays");
