@@ -53,6 +53,8 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     signals.thread_block()?;
 
     let socket = ServerSocket::open(port_id()?)?;
+    let folder = control::run_dir();
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // The simulated NIC outlives its driver.
     let simulation = match &args.nic {
         DaemonNic::Sim => Some(Simulation::start(args)?),
@@ -72,10 +74,8 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     let (to_forwarder, forwarder_inbox) = mailbox::<Forwarder>()?;
     let (to_serve, serve_inbox) = mailbox::<Serve>()?;
     let forwarder = Forwarder::new(nic.map(NicSide::new), Upcalls::new(socket.duplicate()?))?;
-    let plane = Plane::new(to_forwarder.clone(), nic_ports, Links::new()?);
-    let allowed = vec![nix::unistd::geteuid().as_raw()];
-    let serve = Serve::new(socket, Server::new(allowed), plane, LinkWatcher::new()?);
-
+    let state = folder.join("datapaths.json");
+    let mut plane = Plane::new(to_forwarder.clone(), nic_ports, Links::new()?, state);
     // Whichever thread ends, by itself or not, ends the daemon.
     let end = move |what: &'static str, result: nix::Result<()>| {
         if let Err(error) = result {
@@ -86,6 +86,9 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     let forward = Builder::new()
         .name("forward".into())
         .spawn(move || end("forward", forwarder.run(&forwarder_inbox)))?;
+    plane.restore();
+    let allowed = vec![nix::unistd::geteuid().as_raw()];
+    let serve = Serve::new(socket, Server::new(allowed), plane, LinkWatcher::new()?);
     let serving = Builder::new().name("serve".into()).spawn(move || end("serve", serve.run(&serve_inbox)))?;
     let path = args.control.clone().unwrap_or_else(control::default_path);
     let daemon = Daemon::new(to_serve.clone(), to_forwarder.clone());

@@ -37,9 +37,6 @@ impl Simulation {
         let config = Config { seed: 0, faults: FaultPlan::default(), clock: Box::new(HostClock::default()) };
         let device = Fl1::new(open::profile(args.profile), config);
         let path = crate::control::run_dir().join(format!("sim-{}.sock", std::process::id()));
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        }
         let mut server = Server::new(device, &args.wires, &path, ServerConfig::default())
             .context("cannot start the simulated NIC")?;
         let stop = Arc::new(EventFd::new()?);

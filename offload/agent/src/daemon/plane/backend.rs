@@ -1,7 +1,7 @@
 //! The plane as the Netlink server asks for it.
 
 use super::vport::open_internal;
-use super::{Dp, MAX_FLOWS, Place, Plane, Port};
+use super::{Dp, LOCAL, MAX_FLOWS, Place, Plane, Port};
 use flowlift_flow::{Action, Key, Metadata, PortNo, action};
 use flowlift_ovs::backend::{
     Backend, Capabilities, Datapath, DatapathChange, DpIndex, Execute, Features, FlowCursor, FlowId, FlowPut,
@@ -16,8 +16,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-/// Number of the port that a datapath is made with.
-const LOCAL: PortNo = PortNo(0);
 /// Masks cache as the kernel's datapath begins with it. Ours has no such cache, but remembers what it is told.
 const MASKS_CACHE: u32 = 256;
 
@@ -82,6 +80,7 @@ impl Backend for Plane {
             self.remove_vport(dp, port)?;
         }
         self.dps.remove(&dp);
+        self.save();
         self.ask(move |f| f.remove_datapath(dp))
     }
 

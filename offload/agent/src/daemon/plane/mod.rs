@@ -5,6 +5,7 @@
 
 mod backend;
 mod flow;
+mod state;
 mod vport;
 
 pub use flow::ShownFlow;
@@ -18,7 +19,10 @@ use flowlift_port::link::Links;
 use flowlift_softpath as softpath;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
+/// Number of the port that a datapath is made with.
+const LOCAL: PortNo = PortNo(0);
 /// Flows that a datapath takes.
 const MAX_FLOWS: u32 = 4 << 20;
 /// Largest port number, as in the kernel's datapath.
@@ -63,6 +67,8 @@ pub struct Plane {
     /// Devices of the host that stand for ports of the NIC.
     nic_ports: BTreeMap<String, NicPort>,
     links: RefCell<Links>,
+    /// Where the next daemon finds datapaths and ports.
+    state: Option<PathBuf>,
 }
 
 /// A port for people.
@@ -97,9 +103,15 @@ pub struct PortInfo {
 }
 
 impl Plane {
-    /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC.
-    pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: BTreeMap<String, NicPort>, links: Links) -> Self {
-        Self { dps: BTreeMap::new(), forwarder, nic_ports, links: RefCell::new(links) }
+    /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC, `state` is the file that
+    /// [`Self::restore`] reads.
+    pub fn new(
+        forwarder: Mailbox<Forwarder>,
+        nic_ports: BTreeMap<String, NicPort>,
+        links: Links,
+        state: PathBuf,
+    ) -> Self {
+        Self { dps: BTreeMap::new(), forwarder, nic_ports, links: RefCell::new(links), state: Some(state) }
     }
 
     /// The devices that stand for ports of the NIC.
@@ -123,8 +135,9 @@ impl Plane {
         self.forwarder.call(job).ok_or_else(|| Refusal::Unsupported("anything while the daemon stops".into()))
     }
 
-    /// Tells the forwarder who gets a datapath's upcalls.
+    /// Tells the forwarder who gets a datapath's upcalls, and the next daemon what changed.
     fn tell_targets(&self, index: DpIndex) {
+        self.save();
         let Some(dp) = self.dps.get(&index) else { return };
         let targets = Targets {
             features: dp.features,

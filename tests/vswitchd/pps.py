@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Numbered UDP packets at a steady rate, and which of them arrive.
+
+  pps.py send ADDRESS RATE SECONDS    sends, then tells how many
+  pps.py count ADDRESS SECONDS        receives on ADDRESS until SECONDS pass without a packet; prints
+                                      received, lost, reordered and the longest gap in milliseconds as JSON
+"""
+import json
+import socket
+import struct
+import sys
+import time
+
+PORT = 7000
+LENGTH = 64
+
+
+def send(address, rate, seconds):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect((address, PORT))
+    total, start = int(rate * seconds), time.monotonic()
+    number = 0
+    while number < total:
+        due = min(total, int((time.monotonic() - start) * rate) + 1)
+        while number < due:
+            try:
+                sock.send(struct.pack("!Q", number).ljust(LENGTH, b"\0"))
+            except OSError:
+                # The device's queue is full: this packet is lost like any other.
+                pass
+            number += 1
+        time.sleep(0.0002)
+    print(json.dumps({"sent": number}))
+
+
+def count(address, seconds):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 64 << 20)
+    sock.bind((address, PORT))
+    sock.settimeout(60)
+    received, reordered, highest, gap, last = 0, 0, -1, 0.0, None
+    try:
+        while True:
+            (number,) = struct.unpack("!Q", sock.recv(LENGTH)[:8])
+            now = time.monotonic()
+            sock.settimeout(seconds)
+            received += 1
+            if number < highest:
+                reordered += 1
+            highest = max(highest, number)
+            if last is not None:
+                gap = max(gap, now - last)
+            last = now
+    except TimeoutError:
+        pass
+    lost = highest + 1 - received
+    print(json.dumps({"received": received, "lost": lost, "reordered": reordered, "gap_ms": round(gap * 1000, 1)}))
+
+
+if sys.argv[1] == "send":
+    send(sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))
+else:
+    count(sys.argv[2], float(sys.argv[3]))
