@@ -61,6 +61,15 @@ pub(crate) fn update_udp_field(header: &mut [u8], at: usize, old: &[u8], new: &[
     }
 }
 
+/// As [`update_field`] for a partial checksum, which is a sum and not its complement.
+#[cold]
+pub(crate) fn update_sum(header: &mut [u8], at: usize, old: &[u8], new: &[u8]) {
+    if let Some(field) = header.get_mut(at..at + 2) {
+        let sum = !update(!u16::from_be_bytes([field[0], field[1]]), old, new);
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
 /// CRC-32C's polynomial, reflected (RFC 9260, appendix A).
 const CRC32C: u32 = 0x82f6_3b78;
 

@@ -3,6 +3,7 @@
 //! [`Datapath`] is the writer's handle; there is one per flow table, and several stand side by side without knowing each
 //! other (R1). [`Datapath::worker`] makes a reader for a thread of its own.
 
+use crate::meter::{MeterConfig, MeterError, MeterSlots, MeterStats, Meters};
 use crate::reference::Reference;
 use crate::stats::{Counters, FlowCounters, FlowStats, SharedCounters};
 use crate::table::{FlowId, FlowRecord, FlowTable, Overlap, Put, PutError, PutMode, TableShared};
@@ -54,6 +55,7 @@ pub(crate) struct WorkerShared {
 pub(crate) struct Shared {
     pub(crate) table: Arc<TableShared>,
     pub(crate) config: Config,
+    pub(crate) meters: Arc<MeterSlots>,
     workers: Mutex<Workers>,
 }
 
@@ -121,6 +123,7 @@ pub struct DumpedFlow<'a> {
 #[derive(Debug)]
 pub struct Datapath {
     table: FlowTable,
+    meters: Meters,
     shared: Arc<Shared>,
 }
 
@@ -128,8 +131,14 @@ impl Datapath {
     /// An empty datapath.
     pub fn new(config: Config) -> Self {
         let table = FlowTable::new(config.max_flows, config.seed);
-        let shared = Shared { table: Arc::clone(table.shared()), config, workers: Mutex::default() };
-        Self { table, shared: Arc::new(shared) }
+        let meters = Meters::new(&table.shared().domain);
+        let shared = Shared {
+            table: Arc::clone(table.shared()),
+            config,
+            meters: Arc::clone(meters.slots()),
+            workers: Mutex::default(),
+        };
+        Self { table, meters, shared: Arc::new(shared) }
     }
 
     /// A worker, for a thread of its own.
@@ -218,6 +227,27 @@ impl Datapath {
             let stats = shared.flow_stats(id.slot, record.stats_generation());
             look(DumpedFlow { id, record, stats })
         })
+    }
+
+    /// Sets a meter: a new one, or in place of the one with this ID, whose last statistics are given; its buckets are full and its
+    /// counts zero.
+    pub fn set_meter(&mut self, id: u32, config: MeterConfig) -> Result<Option<MeterStats>, MeterError> {
+        self.meters.set(id, config)
+    }
+
+    /// A meter as it was set, and what it counted.
+    pub fn meter(&self, id: u32) -> Option<(&MeterConfig, MeterStats)> {
+        self.meters.get(id)
+    }
+
+    /// The IDs of all meters, in order.
+    pub fn meter_ids(&self) -> impl Iterator<Item = u32> {
+        self.meters.ids()
+    }
+
+    /// Deletes a meter and gives its last statistics; `None` if there is none. Flows that name it pass on what it would have dropped.
+    pub fn delete_meter(&mut self, id: u32) -> Option<MeterStats> {
+        self.meters.delete(id)
     }
 
     /// Number of flows.

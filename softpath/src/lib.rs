@@ -14,6 +14,7 @@ pub mod classifier;
 pub mod datapath;
 pub mod extract;
 mod isa;
+pub mod meter;
 pub mod packet;
 pub mod reference;
 pub mod stats;
@@ -21,6 +22,8 @@ pub mod table;
 pub mod worker;
 
 pub use datapath::{Config, Datapath, Deleted, DumpedFlow};
+pub use flowlift_port::Offload;
+pub use meter::{MeterBand, MeterConfig, MeterCount, MeterError, MeterStats, MeterUnit};
 pub use packet::Packet;
 pub use reference::Reference;
 pub use stats::{Counters, FlowStats};

@@ -10,6 +10,7 @@
 //! ```
 
 use flowlift_flow::{Metadata, key::eth_type};
+use flowlift_port::offload::{self, Offload};
 
 /// Bytes kept free ahead of a received frame: room for the headers that actions push (two VLAN tags, a label stack, an
 /// NSH header) without moving the frame.
@@ -93,6 +94,9 @@ pub struct Packet {
     pub packet_type: PacketType,
     /// Ingress port, recirculation ID, hash, mark and priority.
     pub metadata: Metadata,
+    /// What the packet's sender left to do, a partial checksum or segmentation. Set it after filling; headers that come and go ahead of
+    /// it move it, and whoever sends the packet is told ([`crate::Sink::output_unfinished`]).
+    pub offload: Option<Offload>,
 }
 
 impl Packet {
@@ -112,6 +116,7 @@ impl Packet {
             flow_hash: FlowHash::Unknown,
             packet_type: PacketType::ETHERNET,
             metadata: Metadata::default(),
+            offload: None,
         }
     }
 
@@ -129,6 +134,7 @@ impl Packet {
         self.flow_hash = FlowHash::Unknown;
         self.packet_type = PacketType::ETHERNET;
         self.metadata = metadata;
+        self.offload = None;
         &mut self.buf[HEADROOM..HEADROOM + len]
     }
 
@@ -145,6 +151,7 @@ impl Packet {
         self.cut_next = other.cut_next;
         self.flow_hash = other.flow_hash;
         self.packet_type = other.packet_type;
+        self.offload = other.offload;
     }
 
     /// Length in bytes, without a pending truncation.
@@ -170,9 +177,22 @@ impl Packet {
         &mut self.buf[self.start..self.start + self.len]
     }
 
+    /// The checksum of the L4 header at `l4` is partial: its field is the sum of the pseudo-header.
+    #[inline]
+    pub(crate) fn is_partial(&self, l4: usize) -> bool {
+        self.offload.is_some_and(|offload| usize::from(offload.csum_start) == l4)
+    }
+
     /// Length that a pending truncation would leave.
     pub(crate) fn send_len(&self) -> usize {
         self.len.saturating_sub(self.cut)
+    }
+
+    /// As [`Packet::take_for_output`], with what is left to do on those bytes.
+    pub(crate) fn take_unfinished(&mut self) -> (&[u8], Option<Offload>) {
+        let len = if self.cut_next { self.send_len() } else { self.len };
+        let offload = self.offload.and_then(|offload| offload.cut(self.bytes(), len));
+        (self.take_for_output(), offload)
     }
 
     /// What the next output sends: all bytes, or less after a trunc action, which this uses up.
@@ -207,6 +227,9 @@ impl Packet {
             self.buf.splice(0..0, std::iter::repeat_n(0, more));
             self.start += more;
         }
+        if let Some(offload) = self.offload {
+            self.offload = offload.inserted(at, count);
+        }
         let old = self.start;
         self.start -= count;
         self.len += count;
@@ -216,10 +239,22 @@ impl Packet {
 
     /// Removes `count` bytes that begin `at` bytes behind the first one. `at + count` is at most the length.
     pub(crate) fn remove(&mut self, at: usize, count: usize) {
+        if let Some(offload) = self.offload {
+            self.offload = offload.removed(at, count);
+        }
         self.buf.copy_within(self.start..self.start + at, self.start + count);
         self.start += count;
         self.len -= count;
         self.cut = self.cut.min(self.len);
+    }
+}
+
+/// Does in software what is left to do on `packet`: gives the frames that come of it to `each`, in order. A packet whose headers
+/// do not let it be finished is given as it is: nothing is dropped for a malformed header (R31).
+pub(crate) fn finish(packet: &[u8], offload: Option<Offload>, mut each: impl FnMut(&[u8])) {
+    match offload {
+        Some(offload) if offload::finish(packet, &offload, &mut Vec::new(), &mut each).is_ok() => {}
+        _ => each(packet),
     }
 }
 

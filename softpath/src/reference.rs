@@ -8,11 +8,14 @@ use crate::actions::{
     self, ActionUpcall, Context, DropReason, Program, PsampleRecord, Unsupported, compile, execute,
 };
 use crate::extract::{KeyBuf, extract_packet};
+use crate::meter::{self, MeterConfig, MeterError};
 use crate::packet::Packet;
 use crate::stats::{Counters, FlowStats};
 use crate::table::FlowId;
-use crate::worker::{Dropped, Sink, Upcall};
+use crate::worker::{Dropped, Sink, Upcall, upcall_miss};
 use flowlift_flow::{Flow, Match, PortNo, Ufid};
+use flowlift_port::Offload;
+use std::collections::BTreeMap;
 
 /// A flow of the reference datapath.
 #[derive(Debug)]
@@ -26,10 +29,37 @@ pub struct ReferenceFlow {
     program: Program,
 }
 
+/// A meter, with the level of each band's bucket.
+#[derive(Debug)]
+struct ReferenceMeter {
+    config: MeterConfig,
+    levels: Vec<u64>,
+    used: u64,
+}
+
+impl ReferenceMeter {
+    fn exceeded(&mut self, bytes: usize, now: u64) -> bool {
+        let idle = now.saturating_sub(self.used);
+        self.used = self.used.max(now);
+        let cost = self.config.unit.cost(bytes);
+        let mut exceeded = false;
+        for (band, level) in self.config.bands.iter().zip(&mut self.levels) {
+            let filled = level.saturating_add(idle.saturating_mul(band.rate.into()));
+            *level = filled.min(u64::from(band.burst) * 1000);
+            match level.checked_sub(cost) {
+                Some(rest) => *level = rest,
+                None => exceeded |= band.rate > 0,
+            }
+        }
+        exceeded
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct Reference {
     flows: Vec<ReferenceFlow>,
+    meters: BTreeMap<u32, ReferenceMeter>,
     max_recirculations: usize,
     next_number: u32,
     counters: Counters,
@@ -45,7 +75,15 @@ impl Reference {
     /// An empty datapath. With the same seed, sample actions decide as a [`crate::Worker`]'s do.
     pub fn new(max_recirculations: usize, seed: u64) -> Self {
         let (flows, counters, context) = (Vec::new(), Counters::default(), Context::new(seed));
-        Self { flows, max_recirculations, next_number: 0, counters, context }
+        Self { flows, meters: BTreeMap::new(), max_recirculations, next_number: 0, counters, context }
+    }
+
+    /// Adds or replaces a meter.
+    pub fn set_meter(&mut self, id: u32, config: MeterConfig) -> Result<(), MeterError> {
+        meter::check(id, &config)?;
+        let levels = config.bands.iter().map(|band| u64::from(band.burst) * 1000).collect();
+        self.meters.insert(id, ReferenceMeter { config, levels, used: 0 });
+        Ok(())
     }
 
     /// Starts the sequence of sample decisions anew.
@@ -104,8 +142,8 @@ impl Reference {
     /// Processes one packet, which is used up.
     pub fn process(&mut self, packet: &mut Packet, now: u64, sink: &mut impl Sink) {
         self.counters.packets += 1;
-        let Self { flows, counters, context, max_recirculations, .. } = self;
-        let mut pass = Pass { flows, counters, now, left: *max_recirculations, sink };
+        let Self { flows, meters, counters, context, max_recirculations, .. } = self;
+        let mut pass = Pass { flows, meters, counters, now, left: *max_recirculations, sink };
         pass.look_up(packet, context);
     }
 }
@@ -113,6 +151,7 @@ impl Reference {
 /// A packet's way.
 struct Pass<'r, S> {
     flows: &'r mut [ReferenceFlow],
+    meters: &'r mut BTreeMap<u32, ReferenceMeter>,
     counters: &'r mut Counters,
     now: u64,
     /// Recirculations that are still allowed.
@@ -128,7 +167,7 @@ impl<S: Sink> Pass<'_, S> {
         let found = self.flows.iter_mut().find(|f| f.flow.matching.mask.matches(&f.flow.matching.key, key));
         let Some(found) = found else {
             self.counters.misses += 1;
-            if !self.sink.upcall(Upcall::Miss { key, packet }) {
+            if !upcall_miss(self.sink, key, packet) {
                 self.counters.lost += 1;
             }
             return;
@@ -146,6 +185,10 @@ impl<S: Sink> actions::Sink for Pass<'_, S> {
         self.sink.output(port, packet);
     }
 
+    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
+        self.sink.output_unfinished(port, packet, offload);
+    }
+
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {
         if !self.sink.upcall(Upcall::Action(upcall)) {
             self.counters.lost += 1;
@@ -161,6 +204,10 @@ impl<S: Sink> actions::Sink for Pass<'_, S> {
         self.counters.recirculations += 1;
         self.look_up(packet, context);
         self.left += 1;
+    }
+
+    fn meter(&mut self, id: u32, bytes: usize) -> bool {
+        self.meters.get_mut(&id).is_some_and(|meter| meter.exceeded(bytes, self.now))
     }
 
     fn psample(&mut self, record: PsampleRecord<'_>) {

@@ -19,13 +19,15 @@ use crate::classifier::{Relevant, SearchOrder};
 use crate::datapath::{Shared, WorkerShared};
 use crate::extract::{KeyBuf, Layers, extract_into, extract_packet};
 use crate::isa::{Isa, Job};
-use crate::packet::Packet;
+use crate::meter::MeterView;
+use crate::packet::{Packet, finish};
 use crate::stats::Counters;
 use crate::table::index::tag_of;
 use crate::table::rcu::{Guard, Reader, View, prefetch};
 use crate::table::shape::LookupKey;
 use crate::table::{FlowId, FlowRecord, TableShared};
 use flowlift_flow::{Flow, Key, Metadata, PortNo};
+use flowlift_port::Offload;
 use std::sync::Arc;
 
 /// Packets in a batch.
@@ -59,7 +61,15 @@ pub trait Sink {
     /// Sends `packet` to `port`.
     fn output(&mut self, port: PortNo, packet: &[u8]);
 
-    /// Hands a packet to the user. False if it could not be taken: that is counted as lost (R4).
+    /// Sends `packet`, on which something is left to do, to `port`: as it is to a port that understands that. By default it is done
+    /// in software, and the frames that come of it go to [`Sink::output`].
+    #[cold]
+    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
+        finish(packet, Some(offload), |whole| self.output(port, whole));
+    }
+
+    /// Hands a packet to the user; what is left to do on it has been done, and each of its segments comes by itself. False if it
+    /// could not be taken: that is counted as lost (R4).
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool;
 
     /// A packet (a recirculated one anew each time) matched a flow; its actions are next.
@@ -150,13 +160,16 @@ struct Section<'g> {
     /// As of the section's begin: the cache is asked by these bits.
     relevant: &'g Relevant,
     view: View<'g, FlowRecord>,
+    meters: MeterView<'g>,
 }
 
 type Found<'g> = Option<(u32, &'g FlowRecord)>;
 
 impl<'g> Section<'g> {
-    fn new(table: &'g TableShared, guard: &'g Guard<'g>) -> Self {
-        Self { table, guard, relevant: &table.subtables.load(guard).relevant, view: table.slots.view(guard) }
+    fn new(shared: &'g Shared, guard: &'g Guard<'g>) -> Self {
+        let table = &*shared.table;
+        let (relevant, view) = (&table.subtables.load(guard).relevant, table.slots.view(guard));
+        Self { table, guard, relevant, view, meters: shared.meters.view(guard) }
     }
 
     /// Where the cache is asked for a key.
@@ -275,7 +288,7 @@ impl Worker {
     #[inline(always)]
     fn process_packets<S: Sink>(&mut self, packets: &mut [Packet], now: u64, sink: &mut S) {
         let guard = self.reader.enter();
-        let section = Section::new(&self.shared.table, &guard);
+        let section = Section::new(&self.shared, &guard);
         let idle = Lane { layers: Layers::default(), tag: 0, slot: 0, proposed: None };
         let mut lanes = [idle; BATCH];
         let lookup = &mut self.lookup;
@@ -319,7 +332,7 @@ impl Worker {
     /// The flow that a packet with this key matches.
     pub fn lookup(&mut self, key: &Key) -> Option<FlowId> {
         let guard = self.reader.enter();
-        let section = Section::new(&self.shared.table, &guard);
+        let section = Section::new(&self.shared, &guard);
         let found = self.lookup.find(&section, LookupKey::new(key));
         found.map(|(slot, r)| FlowId { slot, generation: r.generation() })
     }
@@ -409,16 +422,35 @@ impl<S: Sink> Run<'_, '_, S> {
     #[cold]
     fn miss(&mut self, key: &KeyBuf, packet: &Packet) {
         self.lookup.counters.misses += 1;
-        if !self.sink.upcall(Upcall::Miss { key: key.key(), packet }) {
+        if !upcall_miss(self.sink, key.key(), packet) {
             self.lookup.counters.lost += 1;
         }
     }
+}
+
+/// Hands a missed packet, finished, to the user. A packet of several segments is one miss, and lost once if any of them is.
+pub(crate) fn upcall_miss(sink: &mut impl Sink, key: &Key, packet: &Packet) -> bool {
+    if packet.offload.is_none() {
+        return sink.upcall(Upcall::Miss { key, packet });
+    }
+    let mut segment = packet.clone();
+    let mut taken = true;
+    finish(packet.bytes(), packet.offload, |whole| {
+        segment.fill(whole, packet.metadata);
+        segment.packet_type = packet.packet_type;
+        taken &= sink.upcall(Upcall::Miss { key, packet: &segment });
+    });
+    taken
 }
 
 impl<S: Sink> actions::Sink for Run<'_, '_, S> {
     #[inline(always)]
     fn output(&mut self, port: PortNo, packet: &[u8]) {
         self.sink.output(port, packet);
+    }
+
+    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
+        self.sink.output_unfinished(port, packet, offload);
     }
 
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {
@@ -438,6 +470,10 @@ impl<S: Sink> actions::Sink for Run<'_, '_, S> {
         let found = self.lookup.find(&section, LookupKey::of(&key));
         self.act(found, &key, &layers, packet, context);
         self.spare_keys.push(key);
+    }
+
+    fn meter(&mut self, id: u32, bytes: usize) -> bool {
+        self.section.meters.get(id).is_some_and(|meter| meter.exceeded(bytes, self.now))
     }
 
     fn psample(&mut self, record: PsampleRecord<'_>) {

@@ -254,10 +254,10 @@ fn u5_a_ufid_may_be_short() {
 fn an_action_that_cannot_run_is_refused_by_name() {
     let mut dp = datapath();
     let mut f = port_flow(1, 2);
-    f.actions.push(Action::Meter(4));
+    f.actions.push(Action::LbOutput(4));
     let e = dp.put(&f).unwrap_err();
     assert!(matches!(e, PutError::Unsupported(Unsupported::Action(_))), "{e:?}");
-    assert!(e.to_string().contains("meter"), "{e}");
+    assert!(e.to_string().contains("lb_output"), "{e}");
     assert!(dp.is_empty());
 }
 

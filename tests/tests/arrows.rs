@@ -40,7 +40,7 @@ fn every_arrow_is_one_that_the_design_draws() {
         ("flowlift-driver", &["flowlift-bus"][..]),
         ("flowlift-flow", &[][..]),
         ("flowlift-port", &[][..]),
-        ("flowlift-softpath", &["flowlift-flow"][..]),
+        ("flowlift-softpath", &["flowlift-flow", "flowlift-port"][..]),
         ("flowlift-sim", &["flowlift-bus", "flowlift-port"][..]),
         ("flowlift-ovs", &["flowlift-flow"][..]),
         ("flowlift-preload", &["flowlift-ovs"][..]),
@@ -80,6 +80,23 @@ fn the_planner_knows_of_the_driver_only_what_a_nic_is() {
             assert!(
                 !line.contains("flowlift_driver::") || line.contains("flowlift_driver::nic"),
                 "{}:{}: the planner sees flowlift_driver::nic alone: {line}",
+                file.display(),
+                number + 1
+            );
+        }
+    }
+}
+
+#[test]
+fn the_softpath_knows_of_ports_only_what_a_frame_leaves_to_do() {
+    for file in rust_files(&root().join("softpath/src")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            assert!(
+                !line.contains("flowlift_port::")
+                    || line.contains("flowlift_port::offload")
+                    || line.contains("flowlift_port::Offload"),
+                "{}:{}: the softpath sees flowlift_port::offload alone: {line}",
                 file.display(),
                 number + 1
             );

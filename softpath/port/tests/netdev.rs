@@ -1,11 +1,14 @@
 //! TAP and packet sockets against the kernel, in a network namespace of their own: no root, and the host is not touched.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
+mod large;
+
 use flowlift_port::link::{LinkChange, LinkWatcher, Links};
 use flowlift_port::{
     Burst, BurstSource, Frame, FrameSink, FrameSource, InternalConfig, InternalPort, LinkState, PacketPort,
     PortError, TapPort,
 };
+use large::{Shape, build};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -218,4 +221,62 @@ fn watched() {
     assert!(matches!(gone.last(), Some(LinkChange::Removed(l)) if l.name == "w1"), "{gone:?}");
     other.kill().unwrap();
     other.wait().unwrap();
+}
+
+#[test]
+fn segments_are_those_that_linux_makes() {
+    in_a_namespace("kernel_segments");
+}
+
+/// Linux finishes what a packet socket sends to a device without offloads, such as a TAP device that did not ask for any.
+#[test]
+#[ignore = "runs in a namespace: segments_are_those_that_linux_makes"]
+fn kernel_segments() {
+    let mut wire = TapPort::open("t0").unwrap();
+    ip("link set t0 mtu 65000");
+    ip("link set t0 up");
+    let mut host = PacketPort::open("t0").unwrap();
+    let mut seed = 0;
+    for (tags, ipv6, tcp, gso) in (0..24).map(|n| (n % 3, n & 4 != 0, n & 8 != 0, n >= 8 && n % 5 != 0)) {
+        for (payload, size, flags) in [
+            (40_000, 1448, 0x18),
+            (2897, 1448, 0x99),
+            (1449, 1448, 0x19),
+            (3000, 1000, 0x90),
+            (9000, 536, 0x10),
+        ] {
+            seed = (seed + 1) % 250;
+            let shape = Shape {
+                tags,
+                ipv6,
+                tcp,
+                options: seed % 4,
+                flags,
+                id: 0xfff0,
+                seq: 0xffff_f000,
+                payload,
+                size,
+                seed: seed as u8,
+            };
+            let mut large = build(shape);
+            if !gso {
+                large.offload.gso = None;
+            }
+            let mut ours = Vec::new();
+            flowlift_port::offload::finish(&large.frame, &large.offload, &mut Vec::new(), &mut |f| {
+                ours.push(f.to_vec())
+            })
+            .unwrap();
+            host.send(Frame { offload: Some(large.offload), ..Frame::new(&large.frame) }).unwrap();
+            for (n, segment) in ours.iter().enumerate() {
+                // Linux' own neighbour discovery and multicast go to other addresses.
+                let theirs = next(&mut wire, |f| f[..12] == large.frame[..12]);
+                assert!(
+                    theirs == *segment,
+                    "segment {n} of {shape:?}:\n{theirs:02x?}\nby Linux, not\n{segment:02x?}"
+                );
+            }
+        }
+    }
+    assert_eq!(host.stats().tx_errors, 0);
 }

@@ -100,7 +100,7 @@ impl Compiler {
             // Packets have no connection state here, so there is none to forget.
             Action::CtClear => return Ok(None),
             Action::Ct(_) => return Err(Unsupported::Action("ct")),
-            Action::Meter(_) => return Err(Unsupported::Action("meter")),
+            Action::Meter(id) => Op::Meter(*id),
             Action::TnlPush(_) => return Err(Unsupported::Action("tnl_push")),
             Action::TnlPop(_) => return Err(Unsupported::Action("tnl_pop")),
             Action::LbOutput(_) => return Err(Unsupported::Action("lb_output")),
@@ -120,6 +120,7 @@ impl Op {
             | Op::Clone(_)
             | Op::CheckPktLen(_)
             | Op::Drop(_)
+            | Op::Meter(_)
             | Op::Psample(_) => false,
             Op::SetEth(_)
             | Op::SetIpv4(_)

@@ -7,9 +7,9 @@ use super::{
     hash, l2, l3, l4,
 };
 use crate::extract::{KeyBuf, L3Kind, L4Kind, Layers, extract_packet};
-use crate::packet::{FlowHash, Packet};
-use flowlift_flow::Key;
+use crate::packet::{FlowHash, Packet, finish};
 use flowlift_flow::action::HashAlg;
+use flowlift_flow::{Key, PortNo};
 
 /// Runs `program` on `packet`, which `key` and `layers` were extracted from. The packet is used up: what it holds
 /// afterwards is undefined, and its buffer can be filled again.
@@ -23,12 +23,24 @@ pub fn execute<S: Sink>(
     sink: &mut S,
 ) {
     match &program.0 {
-        Code::Output(port) => sink.output(*port, packet.take_for_output()),
+        Code::Output(port) => output(sink, *port, packet),
         Code::List(ops) if ops.is_empty() => sink.dropped(DropReason::NoActions),
         Code::List(ops) => {
             let mut run = Run { key, layers, probability: u32::MAX, ctx, sink };
             run.list(ops, packet, Headers::new(packet, key, layers), true);
         }
+    }
+}
+
+/// Sends a packet to a port.
+#[inline(always)]
+fn output<S: Sink>(sink: &mut S, port: PortNo, packet: &mut Packet) {
+    if packet.offload.is_none() {
+        return sink.output(port, packet.take_for_output());
+    }
+    match packet.take_unfinished() {
+        (bytes, Some(offload)) => sink.output_unfinished(port, bytes, offload),
+        (bytes, None) => sink.output(port, bytes),
     }
 }
 
@@ -61,9 +73,12 @@ impl<S: Sink> Run<'_, S> {
 
     fn op(&mut self, op: &Op, packet: &mut Packet, headers: &mut Headers, last: bool) -> Next {
         match op {
-            Op::Output(port) => self.sink.output(*port, packet.take_for_output()),
+            Op::Output(port) => output(self.sink, *port, packet),
             Op::Userspace(userspace) => {
-                self.sink.upcall(ActionUpcall { key: self.key, userspace, packet: packet.take_for_output() });
+                let (bytes, offload) = packet.take_unfinished();
+                finish(bytes, offload, |packet| {
+                    self.sink.upcall(ActionUpcall { key: self.key, userspace, packet });
+                });
             }
             Op::SetEth(new) => l2::set_eth(packet, new),
             Op::SetIpv4(new) => l3::set_ipv4(packet, headers, new),
@@ -126,6 +141,11 @@ impl<S: Sink> Run<'_, S> {
             Op::Clone(block) => self.nested(block, packet, headers, last, Cut::Taken),
             Op::CheckPktLen(check) => self.check_pkt_len(check, packet, headers, last),
             Op::Drop(reason) => return self.drop(DropReason::Explicit(*reason)),
+            Op::Meter(id) => {
+                if self.sink.meter(*id, packet.len()) {
+                    return self.drop(DropReason::Meter(*id));
+                }
+            }
             Op::Psample(psample) => {
                 let original_len = packet.len();
                 self.sink.psample(PsampleRecord {
@@ -157,6 +177,9 @@ impl<S: Sink> Run<'_, S> {
     fn check_pkt_len(&mut self, check: &CheckPktLen, packet: &mut Packet, headers: &Headers, last: bool) {
         // Padding is not counted, nor what a trunc action will cut.
         let len = packet.send_len().saturating_sub(headers.pad);
+        // Each of a large packet's segments is what counts, as in Linux (`skb_gso_validate_mac_len`).
+        let segment = packet.offload.and_then(|offload| offload.segment_len(packet.bytes()));
+        let len = segment.map_or(len, |segment| segment.min(len));
         let block = if len > check.longer_than { &check.greater } else { &check.less_or_equal };
         self.nested(block, packet, headers, last, Cut::Ignored);
     }

@@ -2,7 +2,7 @@
 
 use super::Bits;
 use super::state::Headers;
-use crate::checksum::{update_field, update_udp_field};
+use crate::checksum::{update_field, update_sum, update_udp_field};
 use crate::packet::Packet;
 use flowlift_flow::MacAddr;
 use flowlift_flow::key::{eth_type, ip_proto};
@@ -61,8 +61,12 @@ fn merge<const N: usize>(old: [u8; N], set: &[u8; N], keep: &[u8; N]) -> [u8; N]
 /// Updates the L4 checksum for a change of the pseudo-header. Of the transports that have one, those that OVS knows.
 fn update_l4(packet: &mut Packet, headers: &Headers, old: &[u8], new: &[u8]) {
     let ipv6 = headers.eth_type == eth_type::IPV6;
+    let partial = packet.is_partial(headers.l4);
     let l4 = headers.l4_mut(packet);
     match headers.proto {
+        ip_proto::TCP if partial && l4.len() >= 20 => update_sum(l4, 16, old, new),
+        ip_proto::UDP if partial && l4.len() >= 8 => update_sum(l4, 6, old, new),
+        ip_proto::ICMPV6 if partial && ipv6 && l4.len() >= 4 => update_sum(l4, 2, old, new),
         ip_proto::TCP if l4.len() >= 20 => update_field(l4, 16, old, new),
         ip_proto::UDP if l4.len() >= 8 => update_udp_field(l4, 6, old, new),
         ip_proto::ICMPV6 if ipv6 && l4.len() >= 4 => update_field(l4, 2, old, new),

@@ -42,6 +42,8 @@ pub(super) fn set_ports(packet: &mut Packet, headers: &Headers, transport: Trans
         Transport::Udp => (ip_proto::UDP, 8),
         Transport::Sctp => (ip_proto::SCTP, 12),
     };
+    // A partial checksum covers no ports yet.
+    let covered = !packet.is_partial(headers.l4);
     let l4 = headers.l4_mut(packet);
     if headers.proto != proto || l4.len() < least {
         return;
@@ -49,7 +51,7 @@ pub(super) fn set_ports(packet: &mut Packet, headers: &Headers, transport: Trans
     let old = [l4[0], l4[1], l4[2], l4[3]];
     let ports: [u8; 4] = std::array::from_fn(|i| new.set[i] | old[i] & new.keep[i]);
     // A port that stays is left out of the sum: adding and subtracting it could turn one zero into the other.
-    let changed = [0..2, 2..4].into_iter().filter(|r| old[r.clone()] != ports[r.clone()]);
+    let changed = [0..2, 2..4].into_iter().filter(|r| covered && old[r.clone()] != ports[r.clone()]);
     match transport {
         Transport::Tcp => {
             let header = usize::from(l4[12] >> 4) * 4;
@@ -74,6 +76,7 @@ pub(super) fn set_icmp(packet: &mut Packet, headers: &Headers, icmp: Icmp, new: 
         Icmp::V4 => (eth_type::IPV4, ip_proto::ICMP),
         Icmp::V6 => (eth_type::IPV6, ip_proto::ICMPV6),
     };
+    let covered = !packet.is_partial(headers.l4);
     let l4 = headers.l4_mut(packet);
     if (headers.eth_type, headers.proto) != expected || l4.len() < 8 {
         return;
@@ -82,7 +85,9 @@ pub(super) fn set_icmp(packet: &mut Packet, headers: &Headers, icmp: Icmp, new: 
     let value = [new.set[0] | old[0] & new.keep[0], new.set[1] | old[1] & new.keep[1]];
     if value != old {
         l4[..2].copy_from_slice(&value);
-        update_field(l4, 2, &old, &value);
+        if covered {
+            update_field(l4, 2, &old, &value);
+        }
     }
 }
 
@@ -92,6 +97,7 @@ pub(super) fn set_nd(packet: &mut Packet, headers: &Headers, new: &Bits<Nd>) {
     const MESSAGE_LEN: usize = 24;
     const SOURCE_LL: u8 = 1;
     const TARGET_LL: u8 = 2;
+    let covered = !packet.is_partial(headers.l4);
     let l4 = headers.l4_mut(packet);
     if (headers.eth_type, headers.proto) != (eth_type::IPV6, ip_proto::ICMPV6)
         || l4.len() < MESSAGE_LEN
@@ -99,6 +105,8 @@ pub(super) fn set_nd(packet: &mut Packet, headers: &Headers, new: &Bits<Nd>) {
     {
         return;
     }
+    let set_covered =
+        |l4: &mut [u8], at: usize, set: &[u8], keep: &[u8]| set_field(l4, at, set, keep, covered);
     set_covered(l4, 8, &new.set.target, &new.keep.target);
     let mut at = MESSAGE_LEN;
     while let Some(&[kind, units]) = l4.get(at..at + 8).and_then(|option| option.first_chunk()) {
@@ -111,13 +119,20 @@ pub(super) fn set_nd(packet: &mut Packet, headers: &Headers, new: &Bits<Nd>) {
     }
 }
 
-/// Sets bytes of an ICMPv6 message at an even offset and updates its checksum.
-fn set_covered<const N: usize>(message: &mut [u8], at: usize, set: &[u8; N], keep: &[u8; N]) {
-    let Some(field) = message.get_mut(at..).and_then(|m| m.first_chunk_mut::<N>()) else { return };
-    let old = *field;
-    let value: [u8; N] = std::array::from_fn(|i| set[i] | old[i] & keep[i]);
-    if value != old {
-        *field = value;
-        update_field(message, 2, &old, &value);
+/// Sets bytes of an ICMPv6 message at an even offset, and updates its checksum if that covers them.
+fn set_field(message: &mut [u8], at: usize, set: &[u8], keep: &[u8], covered: bool) {
+    let mut buffer = [0; 16];
+    let (Some(field), Some(old)) = (message.get_mut(at..at + set.len()), buffer.get_mut(..set.len())) else {
+        return;
+    };
+    old.copy_from_slice(field);
+    for ((field, set), keep) in field.iter_mut().zip(set).zip(keep) {
+        *field = set | *field & keep;
+    }
+    if covered && field != old {
+        let mut new = [0; 16];
+        new[..field.len()].copy_from_slice(field);
+        let len = field.len();
+        update_field(message, 2, old, &new[..len]);
     }
 }

@@ -26,9 +26,10 @@ mod tests;
 pub use compile::compile;
 pub use execute::execute;
 
-use crate::packet::Packet;
+use crate::packet::{Packet, finish};
 use flowlift_flow::action::{HashAlg, Userspace};
 use flowlift_flow::{Key, PortNo};
+use flowlift_port::Offload;
 use thiserror::Error;
 
 /// Deepest nesting of action lists, as in the kernel's datapath (`OVS_COPY_ACTIONS_MAX_DEPTH`).
@@ -176,6 +177,7 @@ enum Op {
     Clone(Box<Block>),
     CheckPktLen(Box<CheckPktLen>),
     Drop(u32),
+    Meter(u32),
     Psample(Box<Psample>),
 }
 
@@ -214,7 +216,7 @@ pub struct PsampleRecord<'a> {
     pub cookie: &'a [u8],
     /// Probability of the sample action around it, in units of `1 / u32::MAX`; `u32::MAX` without one.
     pub probability: u32,
-    /// The packet's bytes, cut by a trunc action.
+    /// The packet's bytes, cut by a trunc action. Of a packet on which something is left to do, as they are.
     pub packet: &'a [u8],
     /// Length before the cut.
     pub original_len: usize,
@@ -233,6 +235,8 @@ pub enum DropReason {
     PushNsh,
     /// The TTL expired and the exception list is empty.
     TtlExpired,
+    /// A band of this meter was exceeded.
+    Meter(u32),
 }
 
 /// Where a program's results go. Implemented by the datapath; [`execute`] is generic over it, so nothing is dispatched at
@@ -241,13 +245,25 @@ pub trait Sink {
     /// Sends `packet` to `port`. Called in the order of the actions.
     fn output(&mut self, port: PortNo, packet: &[u8]);
 
-    /// Hands a packet to the user.
+    /// As [`Sink::output`], a packet on which something is left to do. Done in software by default.
+    #[cold]
+    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
+        finish(packet, Some(offload), |whole| self.output(port, whole));
+    }
+
+    /// Hands a packet to the user. Packets on which something is left to do come finished, segment by segment.
     fn upcall(&mut self, upcall: ActionUpcall<'_>);
 
     /// Looks `packet` up again with the recirculation ID in its metadata. The packet is the sink's to change: afterwards
     /// nobody looks at its contents, and another packet may be swapped in. `ctx` is the context of the caller, for
     /// executing the next flow at once.
     fn recirc(&mut self, ctx: &mut Context, packet: &mut Packet);
+
+    /// Asks a meter about a packet of this many bytes: true if a band of it is exceeded. A meter that there is not drops nothing.
+    fn meter(&mut self, id: u32, bytes: usize) -> bool {
+        let _ = (id, bytes);
+        false
+    }
 
     /// Records a packet sample. Dropped by default.
     fn psample(&mut self, record: PsampleRecord<'_>) {

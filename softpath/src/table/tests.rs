@@ -184,7 +184,7 @@ fn refused_actions_leave_the_old_flow_as_it_was() {
     let mut t = FlowTable::new(10, Some(1));
     let old = flow(1, Key::default(), None, 1);
     let id = t.put(&old, PutMode::ANY).unwrap().id;
-    let new = Flow { actions: vec![Action::Meter(1)], ..old.clone() };
+    let new = Flow { actions: vec![Action::LbOutput(1)], ..old.clone() };
     assert!(matches!(t.put(&new, PutMode::ANY), Err(PutError::Unsupported(_))));
     assert!(matches!(t.set_actions(id, &new.actions), Err(PutError::Unsupported(_))));
     assert_eq!(t.flow(id), Some(old));

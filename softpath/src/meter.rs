@@ -1,0 +1,243 @@
+//! Meters: token buckets that drop what comes too fast.
+//!
+//! A meter is as the kernel's datapath has it (net/openvswitch/meter.c): each of its bands has a bucket that fills with `rate`, holds
+//! `burst` at most and begins full. A packet takes its bits (or itself) out of every bucket that has enough; of the bands that do not,
+//! the one with the highest rate drops it. Time is in whole milliseconds, and that of the packets.
+//!
+//! Workers share a meter without a lock. A band's level is not stored: a bucket that nobody takes from holds
+//! `burst + rate * time`, and what is stored is how far the bucket is below that, so that filling is nobody's work and taking is
+//! one compare-and-swap.
+
+use crate::table::rcu::{Domain, Slots, View};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use thiserror::Error;
+
+/// Meters that a datapath has at most; their IDs are below this.
+pub const MAX_METERS: u32 = 1 << 18;
+/// Bands that a meter has at most.
+pub const MAX_BANDS: usize = 8;
+
+/// What a meter measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MeterUnit {
+    /// Rates in kilobits (1,000 bits) per second, bursts in kilobits. Of a frame, all bytes from the Ethernet header on.
+    Kbps,
+    /// Rates in packets per second, bursts in packets. A packet that is yet to be segmented is one, as in the kernel.
+    Pktps,
+}
+
+/// A band: it drops packets beyond its rate, which is the only thing that a band can do here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MeterBand {
+    /// Rate, in the meter's unit. A band with rate 0 drops nothing.
+    pub rate: u32,
+    /// Size of the bucket, in the meter's unit.
+    pub burst: u32,
+}
+
+/// A meter, as it is set.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct MeterConfig {
+    /// What it measures.
+    pub unit: MeterUnit,
+    /// Its bands, at most [`MAX_BANDS`]. Without any, it counts.
+    pub bands: Vec<MeterBand>,
+}
+
+/// Packets and bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MeterCount {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What a meter counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MeterStats {
+    /// All packets.
+    pub total: MeterCount,
+    /// Packets that each band dropped.
+    pub bands: Vec<MeterCount>,
+    /// When it last had a packet, in milliseconds of the packets' clock; `None` before the first.
+    pub used: Option<u64>,
+}
+
+/// Why a meter cannot be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum MeterError {
+    /// The ID is too large.
+    #[error("meter {0}: IDs are below {MAX_METERS}")]
+    Id(u32),
+    /// Too many bands.
+    #[error("{0} bands, a meter has at most {MAX_BANDS}")]
+    Bands(usize),
+}
+
+/// Checks what a meter may be.
+pub fn check(id: u32, config: &MeterConfig) -> Result<(), MeterError> {
+    if id >= MAX_METERS {
+        return Err(MeterError::Id(id));
+    }
+    if config.bands.len() > MAX_BANDS {
+        return Err(MeterError::Bands(config.bands.len()));
+    }
+    Ok(())
+}
+
+impl MeterUnit {
+    /// What a packet takes from a bucket: bits, or thousandths of a packet. A rate times milliseconds, and a burst times 1000,
+    /// are the same units.
+    pub(crate) fn cost(self, bytes: usize) -> u64 {
+        match self {
+            Self::Kbps => bytes as u64 * 8,
+            Self::Pktps => 1000,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct SharedCount {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl SharedCount {
+    fn add(&self, bytes: usize) {
+        self.packets.fetch_add(1, Relaxed);
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    fn load(&self) -> MeterCount {
+        MeterCount { packets: self.packets.load(Relaxed), bytes: self.bytes.load(Relaxed) }
+    }
+}
+
+#[derive(Debug)]
+struct Band {
+    rate: u64,
+    /// Size of the bucket.
+    capacity: u64,
+    /// How far the bucket is below `capacity + rate * time`, modulo 2^64.
+    below: AtomicU64,
+    dropped: SharedCount,
+}
+
+/// A meter of a datapath, shared by its workers.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    config: MeterConfig,
+    /// Time of the latest packet plus 1; 0 before the first.
+    used: AtomicU64,
+    total: SharedCount,
+    bands: Box<[Band]>,
+}
+
+impl Meter {
+    fn new(config: MeterConfig) -> Self {
+        let band = |b: &MeterBand| Band {
+            rate: b.rate.into(),
+            capacity: u64::from(b.burst) * 1000,
+            below: AtomicU64::new(0),
+            dropped: SharedCount::default(),
+        };
+        let bands = config.bands.iter().map(band).collect();
+        Self { config, used: AtomicU64::new(0), total: SharedCount::default(), bands }
+    }
+
+    /// Counts a packet of this many bytes at `now`, in milliseconds. True if it is to be dropped.
+    pub(crate) fn exceeded(&self, bytes: usize, now: u64) -> bool {
+        // A worker's clock may be behind another's; a meter's time never goes back.
+        let before = self.used.fetch_max(now.saturating_add(1), Relaxed).saturating_sub(1);
+        let now = now.max(before);
+        self.total.add(bytes);
+        let cost = self.config.unit.cost(bytes);
+        let mut worst: Option<&Band> = None;
+        for band in &self.bands {
+            if !band.take(cost, now, now - before) && band.rate > worst.map_or(0, |worst| worst.rate) {
+                worst = Some(band);
+            }
+        }
+        if let Some(band) = worst {
+            band.dropped.add(bytes);
+        }
+        worst.is_some()
+    }
+
+    fn stats(&self) -> MeterStats {
+        MeterStats {
+            total: self.total.load(),
+            bands: self.bands.iter().map(|b| b.dropped.load()).collect(),
+            used: self.used.load(Relaxed).checked_sub(1),
+        }
+    }
+}
+
+impl Band {
+    /// Takes `cost` out of the bucket; false, and nothing taken, if it has less. The last packet was `idle` milliseconds ago.
+    fn take(&self, cost: u64, now: u64, idle: u64) -> bool {
+        let most = self.capacity.wrapping_add(self.rate.wrapping_mul(now));
+        // So long ago that the difference might have wrapped: the bucket is full.
+        let full = idle.saturating_mul(self.rate) >= self.capacity;
+        let mut below = self.below.load(Relaxed);
+        loop {
+            let level = if full {
+                self.capacity
+            } else {
+                // Less than nothing: another worker's packet was later than this one.
+                most.wrapping_sub(below).cast_signed().max(0).cast_unsigned().min(self.capacity)
+            };
+            let Some(rest) = level.checked_sub(cost) else { return false };
+            match self.below.compare_exchange_weak(below, most.wrapping_sub(rest), Relaxed, Relaxed) {
+                Ok(_) => return true,
+                Err(other) => below = other,
+            }
+        }
+    }
+}
+
+/// The meters that workers see.
+pub(crate) type MeterSlots = Slots<Arc<Meter>>;
+/// The same within a section.
+pub(crate) type MeterView<'g> = View<'g, Arc<Meter>>;
+
+/// A datapath's meters: the writer's side.
+#[derive(Debug)]
+pub(crate) struct Meters {
+    slots: Arc<MeterSlots>,
+    all: BTreeMap<u32, Arc<Meter>>,
+}
+
+impl Meters {
+    pub(crate) fn new(domain: &Arc<Domain>) -> Self {
+        Self { slots: Arc::new(Slots::new(domain, MAX_METERS)), all: BTreeMap::new() }
+    }
+
+    pub(crate) fn slots(&self) -> &Arc<MeterSlots> {
+        &self.slots
+    }
+
+    pub(crate) fn set(&mut self, id: u32, config: MeterConfig) -> Result<Option<MeterStats>, MeterError> {
+        check(id, &config)?;
+        let meter = Arc::new(Meter::new(config));
+        self.slots.replace(id, Some(Box::new(Arc::clone(&meter))));
+        Ok(self.all.insert(id, meter).map(|old| old.stats()))
+    }
+
+    pub(crate) fn get(&self, id: u32) -> Option<(&MeterConfig, MeterStats)> {
+        self.all.get(&id).map(|meter| (&meter.config, meter.stats()))
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.all.keys().copied()
+    }
+
+    pub(crate) fn delete(&mut self, id: u32) -> Option<MeterStats> {
+        let meter = self.all.remove(&id)?;
+        self.slots.replace(id, None);
+        Some(meter.stats())
+    }
+}
