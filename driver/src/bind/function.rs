@@ -1,7 +1,6 @@
 //! Which functions there are, who has them, and whether this program could.
 
 use super::{BindError, Host, PciAddress, VFIO_PCI, hex, link_name, names, text};
-use std::fs::OpenOptions;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -211,9 +210,12 @@ impl Host {
         }
         if f.driver.as_deref() == Some(VFIO_PCI) {
             let node = self.group_node(group);
-            return match OpenOptions::new().read(true).write(true).open(&node) {
-                Ok(_) => Verdict::Ready,
+            let device_node = || self.device_node(f.address).map(|node| self.kernel.try_open(&node));
+            return match self.kernel.try_open(&node) {
+                Ok(()) => Verdict::Ready,
                 Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => Verdict::No("being driven".into()),
+                // By the function's own node it can be had as well.
+                Err(_) if device_node().is_some_and(|opened| opened.is_ok()) => Verdict::Ready,
                 Err(e) => Verdict::No(format!("{}: {e}", node.display())),
             };
         }

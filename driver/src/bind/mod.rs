@@ -72,6 +72,10 @@ pub trait Kernel: Send + Sync {
     fn addresses(&self, netdev: &str) -> io::Result<Vec<IpAddr>>;
     /// Gives a node to a user.
     fn chown(&self, path: &Path, uid: u32) -> io::Result<()>;
+    /// Lets everyone open a node.
+    fn open_to_all(&self, path: &Path) -> io::Result<()>;
+    /// Opens a node and closes it again: whether this process could have it now.
+    fn try_open(&self, path: &Path) -> io::Result<()>;
 }
 
 /// The kernel that this program runs on.
@@ -98,6 +102,14 @@ impl Kernel for ThisKernel {
 
     fn chown(&self, path: &Path, uid: u32) -> io::Result<()> {
         Ok(nix::unistd::chown(path, Some(uid.into()), None)?)
+    }
+
+    fn open_to_all(&self, path: &Path) -> io::Result<()> {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+    }
+
+    fn try_open(&self, path: &Path) -> io::Result<()> {
+        std::fs::OpenOptions::new().read(true).write(true).open(path).map(drop)
     }
 }
 
@@ -132,6 +144,18 @@ impl Host {
     /// Node of a group: who may open it may drive its functions.
     pub fn group_node(&self, group: u32) -> PathBuf {
         self.path(format!("dev/vfio/{group}"))
+    }
+
+    /// Node of iommufd, by which address spaces are made.
+    pub fn iommu_node(&self) -> PathBuf {
+        self.path("dev/iommu")
+    }
+
+    /// Node of the function itself, where kernel and host have iommufd and such nodes.
+    pub fn device_node(&self, address: PciAddress) -> Option<PathBuf> {
+        let name = names(&self.folder(address).join("vfio-dev")).into_iter().next()?;
+        let node = self.path("dev/vfio/devices").join(name);
+        (node.exists() && self.iommu_node().exists()).then_some(node)
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Bound {
     pub group: u32,
     /// Node of the group.
     pub node: PathBuf,
+    /// Node of the function itself, where the host has iommufd.
+    pub device_node: Option<PathBuf>,
     /// Driver that it had; `None`: no driver, or bound to vfio-pci already.
     pub former: Option<String>,
     /// True if it was bound to vfio-pci already.
@@ -95,15 +97,19 @@ impl Host {
         }
         let node = self.group_node(group);
         if f.driver.as_deref() == Some(VFIO_PCI) {
-            self.hand_over(group, options)?;
-            return Ok(Bound { group, node, former: None, already: true });
+            self.hand_over(address, group, options)?;
+            let device_node = self.device_node(address);
+            return Ok(Bound { group, node, device_node, former: None, already: true });
         }
         if let (Some(why), false) = (f.in_use(), options.force) {
             return Err(BindError::InUse { address, why });
         }
         let mut done = Vec::new();
         match self.take(address, f.driver.as_deref(), group, options, &mut done) {
-            Ok(()) => Ok(Bound { group, node, former: f.driver, already: false }),
+            Ok(()) => {
+                let device_node = self.device_node(address);
+                Ok(Bound { group, node, device_node, former: f.driver, already: false })
+            }
             Err(cause) => Err(self.undo(address, cause, done)),
         }
     }
@@ -128,14 +134,15 @@ impl Host {
         self.set(self.driver_file(VFIO_PCI, "bind"), &address.to_string())?;
         done.push(Done::Taken);
         self.expect_driver(address, VFIO_PCI)?;
-        self.hand_over(group, options)
+        self.hand_over(address, group, options)
     }
 
-    /// Waits for the group's node and gives it to the user.
-    fn hand_over(&self, group: u32, options: &BindOptions) -> Result<(), BindError> {
+    /// Waits for the nodes, of the group and of the function, and gives them to the user.
+    fn hand_over(&self, address: PciAddress, group: u32, options: &BindOptions) -> Result<(), BindError> {
         let node = self.group_node(group);
         let start = Instant::now();
-        while !node.exists() {
+        // The kernel makes both at once, or the function's alone where it has no groups.
+        while !node.exists() && self.device_node(address).is_none() {
             if start.elapsed() > NODE_DEADLINE {
                 let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
                 return Err(BindError::io(format!("waiting for {}", node.display()), missing));
@@ -143,9 +150,19 @@ impl Host {
             std::thread::sleep(Duration::from_millis(10));
         }
         let Some(uid) = options.uid else { return Ok(()) };
-        self.kernel
-            .chown(&node, uid)
-            .map_err(|e| BindError::io(format!("giving {} to user {uid}", node.display()), e))
+        let device = self.device_node(address);
+        for node in device.iter().chain(Some(&node).filter(|node| node.exists())) {
+            self.kernel
+                .chown(node, uid)
+                .map_err(|e| BindError::io(format!("giving {} to user {uid}", node.display()), e))?;
+        }
+        if device.is_some() {
+            // By itself it gives nobody a device, as /dev/vfio/vfio does not, which the kernel opens to all on its own.
+            let iommu = self.iommu_node();
+            let opened = self.kernel.open_to_all(&iommu);
+            opened.map_err(|e| BindError::io(format!("opening {} to all", iommu.display()), e))?;
+        }
+        Ok(())
     }
 
     fn expect_driver(&self, address: PciAddress, wanted: &str) -> Result<(), BindError> {
@@ -196,7 +213,7 @@ impl Host {
         if let (Some(group), false) = (f.group, force) {
             let node = self.group_node(group);
             // A group can be open once.
-            let opened = std::fs::OpenOptions::new().read(true).write(true).open(&node);
+            let opened = self.kernel.try_open(&node);
             if opened.is_err_and(|e| e.raw_os_error() == Some(nix::libc::EBUSY)) {
                 return Err(BindError::Driven { address, node });
             }

@@ -5,10 +5,13 @@ use proptest::prelude::*;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const NIC: &str = "0000:03:00.0";
 const OTHER: &str = "0000:03:00.1";
+
+/// Owner of what everybody may open.
+const ALL: u32 = u32::MAX;
 
 /// Binds and unbinds in a tree; can refuse the n-th write.
 struct FakeKernel {
@@ -17,6 +20,12 @@ struct FakeKernel {
     writes: AtomicUsize,
     refuse: Mutex<Vec<(usize, i32)>>,
     owners: Mutex<Vec<(PathBuf, u32)>>,
+    /// Nodes below this name cannot be opened.
+    closed: Mutex<Vec<(&'static str, i32)>>,
+    /// It has nodes of functions, and iommufd.
+    iommufd: bool,
+    /// Writes to `bind` do nothing, and succeed.
+    lazy: AtomicBool,
 }
 
 impl FakeKernel {
@@ -26,6 +35,12 @@ impl FakeKernel {
         if driver == VFIO_PCI {
             let group = link_name(&folder.join("iommu_group")).unwrap();
             fs::write(self.root.join("dev/vfio").join(group), "").unwrap();
+            if self.iommufd {
+                fs::create_dir_all(folder.join("vfio-dev/vfio3")).unwrap();
+                fs::create_dir_all(self.root.join("dev/vfio/devices")).unwrap();
+                fs::write(self.root.join("dev/vfio/devices/vfio3"), "").unwrap();
+                fs::write(self.root.join("dev/iommu"), "").unwrap();
+            }
         }
     }
 }
@@ -55,6 +70,7 @@ impl Kernel for FakeKernel {
                 }
                 fs::remove_file(devices.join(value).join("driver")).unwrap();
             }
+            "bind" if self.lazy.load(Ordering::Relaxed) => {}
             "bind" => {
                 let natural = fs::read_to_string(devices.join(value).join("natural")).unwrap();
                 let wanted = Some(forced(value)).filter(|f| f != "(null)").unwrap_or(natural);
@@ -83,6 +99,19 @@ impl Kernel for FakeKernel {
         self.owners.lock().unwrap().push((path.to_owned(), uid));
         Ok(())
     }
+
+    fn open_to_all(&self, path: &Path) -> io::Result<()> {
+        self.owners.lock().unwrap().push((path.to_owned(), ALL));
+        Ok(())
+    }
+
+    fn try_open(&self, path: &Path) -> io::Result<()> {
+        let closed = self.closed.lock().unwrap();
+        match closed.iter().find(|(name, _)| path.ends_with(name)) {
+            Some((_, errno)) => Err(io::Error::from_raw_os_error(*errno)),
+            None => fs::File::open(path).map(drop),
+        }
+    }
 }
 
 /// A machine: one FL1 with a netdev, bound to `mlx`, alone in group 7.
@@ -98,6 +127,10 @@ impl Machine {
     }
 
     fn with_addresses(addresses: Vec<IpAddr>) -> Self {
+        Self::build(addresses, false)
+    }
+
+    fn build(addresses: Vec<IpAddr>, iommufd: bool) -> Self {
         let root = tempfile::tempdir().unwrap();
         let at = |p: &str| root.path().join(p);
         for driver in ["mlx", VFIO_PCI] {
@@ -116,6 +149,9 @@ impl Machine {
             writes: AtomicUsize::new(0),
             refuse: Mutex::default(),
             owners: Mutex::default(),
+            closed: Mutex::default(),
+            iommufd,
+            lazy: AtomicBool::new(false),
         });
         let host = Host::new(root.path(), kernel.clone());
         let m = Self { root, kernel, host };
@@ -331,6 +367,121 @@ fn a_failed_undo_is_told_beside_the_cause() {
     let e = m.host.bind(nic(), &BindOptions::default()).unwrap_err();
     let BindError::HalfDone { cause, undo } = &e else { panic!("{e}") };
     assert!(cause.to_string().contains("vfio-pci/bind") && undo.to_string().contains("mlx/bind"), "{e}");
+}
+
+#[test]
+fn a_user_gets_the_nodes_that_the_host_has() {
+    let owners = |m: &Machine| -> Vec<(String, u32)> {
+        let owners = m.kernel.owners.lock().unwrap();
+        let relative = |p: &PathBuf| p.strip_prefix(m.root.path()).unwrap().display().to_string();
+        owners.iter().map(|(p, uid)| (relative(p), *uid)).collect()
+    };
+    let user = BindOptions { uid: Some(1000), force: false };
+    let m = Machine::build(vec![], true);
+    let bound = m.host.bind(nic(), &user).unwrap();
+    assert_eq!(bound.device_node, Some(m.root.path().join("dev/vfio/devices/vfio3")));
+    let all = [("dev/vfio/devices/vfio3", 1000), ("dev/vfio/7", 1000), ("dev/iommu", ALL)];
+    assert_eq!(owners(&m), all.map(|(p, uid)| (p.to_owned(), uid)));
+
+    // Without iommufd there is the group alone, also where the function has a node.
+    let m = Machine::build(vec![], true);
+    m.host.bind(nic(), &BindOptions::default()).unwrap();
+    assert_eq!(owners(&m), [], "nobody was named");
+    fs::remove_file(m.root.path().join("dev/iommu")).unwrap();
+    assert_eq!(m.host.bind(nic(), &user).unwrap().device_node, None);
+    assert_eq!(owners(&m), [("dev/vfio/7".to_owned(), 1000)]);
+
+    // A kernel without groups has the function's node alone.
+    let m = Machine::build(vec![], true);
+    m.host.bind(nic(), &BindOptions::default()).unwrap();
+    fs::remove_file(m.root.path().join("dev/vfio/7")).unwrap();
+    m.host.bind(nic(), &user).unwrap();
+    assert_eq!(owners(&m)[..1], [("dev/vfio/devices/vfio3".to_owned(), 1000)]);
+    assert_eq!(m.host.function(nic()).unwrap().verdict, Verdict::Ready);
+}
+
+#[test]
+fn a_function_that_another_process_drives_is_left_to_it() {
+    let m = Machine::new();
+    m.host.bind(nic(), &BindOptions::default()).unwrap();
+    m.kernel.closed.lock().unwrap().push(("dev/vfio/7", nix::libc::EBUSY));
+    assert_eq!(m.host.function(nic()).unwrap().verdict, Verdict::No("being driven".into()));
+    let e = m.host.unbind(nic(), false).unwrap_err();
+    assert!(matches!(e, BindError::Driven { .. }), "{e}");
+    let text = e.to_string();
+    assert!(text.contains("dev/vfio/7 open") && text.contains("--force"), "{text}");
+    assert_eq!(m.host.driver(nic()).as_deref(), Some(VFIO_PCI), "it stays bound");
+    assert_eq!(m.host.unbind(nic(), true).unwrap().driver.as_deref(), Some("mlx"));
+}
+
+#[test]
+fn who_may_not_open_the_node_is_told_which() {
+    let m = Machine::new();
+    m.host.bind(nic(), &BindOptions::default()).unwrap();
+    m.kernel.closed.lock().unwrap().push(("dev/vfio/7", nix::libc::EACCES));
+    let Verdict::No(why) = m.host.function(nic()).unwrap().verdict else { panic!("it is closed") };
+    assert!(why.contains("dev/vfio/7: Permission denied"), "{why}");
+}
+
+#[test]
+fn a_neighbour_that_does_no_dma_of_its_own_does_not_block() {
+    for (driver, blocks) in [("pcieport", false), ("pci-stub", false), (VFIO_PCI, false), ("mlx", true)] {
+        let m = Machine::new();
+        m.plug(OTHER, "0x060400");
+        let link = m.root.path().join("sys/bus/pci/devices").join(OTHER).join("driver");
+        fs::remove_file(&link).unwrap();
+        symlink(format!("../../../../bus/pci/drivers/{driver}"), link).unwrap();
+        let bound = m.host.bind(nic(), &BindOptions::default());
+        assert_eq!(bound.is_err(), blocks, "{driver}: {bound:?}");
+        if let Err(e) = bound {
+            assert!(e.to_string().contains(&format!("{OTHER} (mlx)")), "{e}");
+            assert_eq!(m.state(), untouched());
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_says_yes_and_does_nothing_is_found_out() {
+    let m = Machine::new();
+    m.kernel.lazy.store(true, Ordering::Relaxed);
+    let e = m.host.bind(nic(), &BindOptions::default()).unwrap_err().to_string();
+    assert!(e.contains("now bound to no driver, not to vfio-pci"), "{e}");
+    let m = Machine::new();
+    m.host.bind(nic(), &BindOptions::default()).unwrap();
+    m.kernel.lazy.store(true, Ordering::Relaxed);
+    let e = m.host.unbind(nic(), false).unwrap_err().to_string();
+    assert!(e.contains("now bound to no driver, not to mlx"), "{e}");
+}
+
+#[test]
+fn what_cannot_be_recorded_is_not_begun() {
+    let m = Machine::new();
+    fs::write(m.root.path().join("run/flowlift"), "a file where a folder should be").unwrap();
+    let e = m.host.bind(nic(), &BindOptions::default()).unwrap_err().to_string();
+    assert!(e.contains("run/flowlift"), "{e}");
+    assert_eq!(m.kernel.writes.load(Ordering::Relaxed), 0, "nothing was changed");
+}
+
+#[test]
+fn an_unbind_that_the_kernel_refuses_leaves_the_function_bound() {
+    let m = Machine::new();
+    m.host.bind(nic(), &BindOptions::default()).unwrap();
+    let bound = m.state();
+    let done = m.kernel.writes.load(Ordering::Relaxed);
+    // The override is set first, then the driver is asked to let go.
+    for refused in [done, done + 2] {
+        m.kernel.refuse.lock().unwrap().push((refused, nix::libc::EPERM));
+        let e = m.host.unbind(nic(), false).unwrap_err();
+        assert!(matches!(e, BindError::NeedsRoot { .. }), "{e}");
+        assert_eq!(m.state(), bound, "write {refused}");
+    }
+}
+
+#[test]
+fn users_have_names_or_numbers() {
+    assert_eq!((uid("0").unwrap(), uid("root").unwrap(), uid("4711").unwrap()), (0, 0, 4711));
+    let e = uid("nobody-has-this-name").unwrap_err().to_string();
+    assert!(e.contains("no user 'nobody-has-this-name'"), "{e}");
 }
 
 /// Configuration space with an MSI-X and a PCI Express capability.

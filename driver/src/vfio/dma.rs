@@ -4,33 +4,42 @@ use super::info::IommuInfo;
 use super::{Device, Iommu, ioctl};
 use flowlift_bus::{BusError, DmaDirection, DmaDomain, DmaMem, IovaRange, Mapping, MappingGuard};
 use nix::errno::Errno;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use vfio_bindings::bindings::vfio as sys;
 
 /// The IOMMU's side of a function.
 pub(super) struct Container {
     device: Arc<Device>,
     info: IommuInfo,
-    mappings: Arc<AtomicUsize>,
+    mapped: Arc<Mapped>,
+}
+
+/// What is mapped now.
+#[derive(Default)]
+struct Mapped {
+    mappings: AtomicUsize,
+    /// In bytes.
+    len: AtomicU64,
 }
 
 impl Container {
     pub(super) fn new(device: Arc<Device>, info: IommuInfo) -> Self {
-        Self { device, info, mappings: Arc::default() }
+        Self { device, info, mapped: Arc::default() }
     }
 
     /// Mappings there are now.
     pub(super) fn mappings(&self) -> usize {
-        self.mappings.load(Ordering::Relaxed)
+        self.mapped.mappings.load(Ordering::Relaxed)
     }
 }
 
 /// Undoes a mapping. Keeps the device open, so that there is something to undo it on.
 struct Guard {
     device: Arc<Device>,
-    mappings: Arc<AtomicUsize>,
+    mapped: Arc<Mapped>,
     /// The kernel holds the pages, not the address; this keeps the address from naming other memory meanwhile.
     mem: Option<Arc<DmaMem>>,
     iova: u64,
@@ -39,7 +48,8 @@ struct Guard {
 impl MappingGuard for Guard {
     fn unmap(&mut self) -> Result<(), BusError> {
         let Some(mem) = self.mem.take() else { return Ok(()) };
-        let last = self.mappings.fetch_sub(1, Ordering::Relaxed) == 1;
+        self.mapped.len.fetch_sub(mem.len() as u64, Ordering::Relaxed);
+        let last = self.mapped.mappings.fetch_sub(1, Ordering::Relaxed) == 1;
         // With its last memory gone the device has nothing to do on the bus; and a driver that panics takes its memory
         // away in whatever order its fields have.
         if last || std::thread::panicking() {
@@ -55,15 +65,31 @@ impl MappingGuard for Guard {
     }
 }
 
-/// Why the kernel refused a mapping, for a person.
-fn why(e: &io::Error) -> String {
+/// Why the kernel refused a mapping, for a person. `len` is what would be mapped with it, in bytes.
+fn why(e: &io::Error, len: u64) -> String {
     match e.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EEXIST) => "it overlaps another mapping".into(),
         Some(Errno::ENOSPC) => "no mapping left".into(),
-        Some(Errno::ENOMEM) => format!("{e}: the limit of locked memory (ulimit -l) may be too low"),
+        Some(Errno::ENOMEM) => {
+            let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(RLIM_INFINITY, |(soft, _)| soft);
+            format!("{e}: {}", too_little(limit, len))
+        }
         Some(Errno::EINVAL) => format!("{e}: not whole pages, or outside the IOVA ranges"),
         _ => e.to_string(),
     }
+}
+
+/// What to do about memory that cannot be locked: the limit and the need, in bytes.
+fn too_little(limit: u64, need: u64) -> String {
+    if limit == RLIM_INFINITY {
+        return "the kernel has no memory for it".into();
+    }
+    format!(
+        "the limit of locked memory is {} KiB, and this needs {} KiB or more; raise it for the user (ulimit -l, or \
+         memlock in limits.conf) or the service (LimitMEMLOCK=), or run as root",
+        limit / 1024,
+        need.div_ceil(1024)
+    )
 }
 
 /// Maps memory by a type1 container.
@@ -108,14 +134,32 @@ impl DmaDomain for Container {
             Iommu::Type1 { container, .. } => map_type1(container, &mem, iova, direction),
             Iommu::Iommufd(space) => space.map(&mem, iova, direction),
         };
-        mapped.map_err(|e| BusError::Map { iova, len: mem.len() as u64, why: why(&e) })?;
-        self.mappings.fetch_add(1, Ordering::Relaxed);
-        let guard = Guard {
-            device: self.device.clone(),
-            mappings: self.mappings.clone(),
-            mem: Some(mem.clone()),
-            iova,
-        };
+        let len = mem.len() as u64;
+        let before = &self.mapped.len;
+        mapped.map_err(|e| {
+            let why = why(&e, before.load(Ordering::Relaxed).saturating_add(len));
+            BusError::Map { iova, len, why }
+        })?;
+        before.fetch_add(len, Ordering::Relaxed);
+        self.mapped.mappings.fetch_add(1, Ordering::Relaxed);
+        let guard =
+            Guard { device: self.device.clone(), mapped: self.mapped.clone(), mem: Some(mem.clone()), iova };
         Ok(Mapping::new(mem, iova, Box::new(guard)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_locked_memory_is_told_with_limit_need_and_remedy() {
+        let text = too_little(8 << 20, (9 << 20) + 1);
+        for part in ["is 8192 KiB", "needs 9217 KiB", "ulimit -l", "LimitMEMLOCK="] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!too_little(RLIM_INFINITY, 1).contains("limit"), "there is none to raise");
+        let enomem = why(&io::Error::from_raw_os_error(nix::libc::ENOMEM), 1 << 40);
+        assert!(enomem.contains("Cannot allocate memory"), "{enomem}");
     }
 }

@@ -26,11 +26,26 @@ pub(super) const IOMMU_GET_INFO: libc::c_ulong = request(12);
 /// A structure that a call takes.
 ///
 /// # Safety
-/// `REQUEST` is the kernel's call that takes this structure, and the kernel reads and writes no more than the structure,
+/// `REQUEST` is the kernel's call that takes this structure, which begins with its size, and the kernel reads and writes no more than the structure,
 /// beyond what addresses in it point to.
 pub(super) unsafe trait Call {
     /// Number of the call.
     const REQUEST: libc::c_ulong;
+}
+
+/// The one way into the kernel.
+///
+/// # Safety
+/// `argument` is null where the call takes none, and otherwise what the call takes, beginning with its size in bytes; the
+/// kernel reads and writes no more than that.
+unsafe fn enter(file: &impl AsRawFd, call: libc::c_ulong, argument: *mut u8) -> nix::Result<()> {
+    #[cfg(test)]
+    // SAFETY: the caller's promise.
+    if let Some(answer) = unsafe { super::fake::answer(call, argument) } {
+        return answer;
+    }
+    // SAFETY: the caller's promise.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), call, argument) }).map(drop)
 }
 
 /// Makes a call.
@@ -39,8 +54,7 @@ pub(super) unsafe trait Call {
 /// Addresses in the structure point to what the call says they do.
 pub(super) unsafe fn call<C: Call>(file: &impl AsRawFd, argument: &mut C) -> io::Result<()> {
     // SAFETY: the structure is the one that the call takes, by `Call`; its addresses are the caller's to answer for.
-    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), C::REQUEST, std::ptr::from_mut(argument)) })?;
-    Ok(())
+    Ok(unsafe { enter(file, C::REQUEST, std::ptr::from_mut(argument).cast()) }?)
 }
 
 // SAFETY: `vfio_device_info` begins with its size; it holds no addresses.
@@ -75,7 +89,7 @@ pub(super) fn with_tail(file: &impl AsRawFd, call: libc::c_ulong, head: &[u8]) -
         }
         let sent = bytes.len();
         // SAFETY: `bytes` begins with its own length, checked above, and the kernel writes no more than that.
-        Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), call, bytes.as_mut_ptr()) })?;
+        unsafe { enter(file, call, bytes.as_mut_ptr()) }?;
         let whole = size(&bytes).unwrap_or(0);
         if whole <= sent {
             return Ok(bytes);
@@ -112,7 +126,7 @@ pub(super) fn irq_info(file: &impl AsRawFd, index: u32) -> io::Result<sys::vfio_
 /// Function level reset, or what the kernel has in its place.
 pub(super) fn reset(file: &impl AsRawFd) -> nix::Result<()> {
     // SAFETY: the call takes no argument.
-    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), DEVICE_RESET) }).map(drop)
+    unsafe { enter(file, DEVICE_RESET, std::ptr::null_mut()) }
 }
 
 /// Assigns eventfds, by a `vfio_irq_set` with its tail.
@@ -120,8 +134,8 @@ pub(super) fn set_irqs(file: &impl AsRawFd, request: &[u8]) -> nix::Result<()> {
     if size(request) != Some(request.len()) {
         return Err(Errno::EINVAL);
     }
-    // SAFETY: `request` begins with its own length, checked above; the kernel reads no more than that.
-    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), DEVICE_SET_IRQS, request.as_ptr()) }).map(drop)
+    // SAFETY: `request` begins with its own length, checked above; the kernel reads no more than that, and writes nothing.
+    unsafe { enter(file, DEVICE_SET_IRQS, request.as_ptr().cast_mut()) }
 }
 
 #[cfg(test)]

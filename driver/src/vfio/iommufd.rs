@@ -5,16 +5,19 @@
 
 use super::ioctl::{self, Call};
 use flowlift_bus::{BusError, DmaDirection, DmaMem, IovaRange};
-use nix::libc::c_ulong;
+use nix::libc::{EMSGSIZE, c_ulong};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// `_IO(';', n)`.
 const fn request(n: c_ulong) -> c_ulong {
     ((b';' as c_ulong) << 8) | n
 }
+
+/// Ranges of addresses that are asked for at most.
+const MOST_RANGES: usize = 1 << 16;
 
 /// IOMMU_IOAS_MAP's flags.
 const FIXED_IOVA: u32 = 1;
@@ -114,13 +117,6 @@ const fn size<T>() -> u32 {
     size_of::<T>() as u32
 }
 
-/// The node of the device whose folder in sysfs this is; `None` where kernel or host has no such nodes.
-pub(super) fn node(folder: &Path) -> Option<PathBuf> {
-    let name = std::fs::read_dir(folder.join("vfio-dev")).ok()?.next()?.ok()?.file_name();
-    let node = Path::new("/dev/vfio/devices").join(name);
-    (node.exists() && Path::new("/dev/iommu").exists()).then_some(node)
-}
-
 /// An address space of the kernel's iommufd, and what it takes.
 pub(super) struct AddressSpace {
     iommufd: File,
@@ -128,10 +124,13 @@ pub(super) struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// Opens a device by its node and gives it an address space of its own.
-    pub(super) fn open(node: &Path) -> io::Result<(Self, File)> {
-        let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
-        let (iommufd, device) = (open(Path::new("/dev/iommu"))?, open(node)?);
+    /// Opens a device by its node and gives it an address space of its own; `iommu` is the node of iommufd.
+    pub(super) fn open(iommu: &Path, node: &Path) -> io::Result<(Self, File)> {
+        let open = |path: &Path| {
+            let opened = OpenOptions::new().read(true).write(true).open(path);
+            opened.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        };
+        let (iommufd, device) = (open(iommu)?, open(node)?);
         let mut bind = Bind { size: size::<Bind>(), iommufd: iommufd.as_raw_fd(), ..Default::default() };
         // SAFETY: no addresses in it.
         unsafe { ioctl::call(&device, &mut bind) }?;
@@ -146,16 +145,27 @@ impl AddressSpace {
 
     /// Addresses that it takes, ascending, and the alignment of mappings in bytes.
     pub(super) fn ranges(&self) -> io::Result<(Vec<IovaRange>, u64)> {
-        let mut found = vec![[0u64; 2]; 256];
-        let mut ranges = Ranges {
-            size: size::<Ranges>(),
-            ioas: self.ioas,
-            count: found.len() as u32,
-            ranges: found.as_mut_ptr().addr() as u64,
-            ..Default::default()
-        };
-        // SAFETY: the kernel writes `count` pairs of u64 to `ranges` at most, which is the length of `found`.
-        unsafe { ioctl::call(&self.iommufd, &mut ranges) }?;
+        let (mut found, mut ranges) = (Vec::new(), Ranges::default());
+        let mut room = 256;
+        // The second time there is room for as many as the kernel said.
+        for _ in 0..2 {
+            found = vec![[0u64; 2]; room];
+            ranges = Ranges {
+                size: size::<Ranges>(),
+                ioas: self.ioas,
+                count: room as u32,
+                ranges: found.as_mut_ptr().expose_provenance() as u64,
+                ..Default::default()
+            };
+            // SAFETY: the kernel writes `count` pairs of u64 to `ranges` at most, which is the length of `found`.
+            match unsafe { ioctl::call(&self.iommufd, &mut ranges) } {
+                Ok(()) => break,
+                Err(e) if e.raw_os_error() == Some(EMSGSIZE) && (ranges.count as usize) > room => {
+                    room = (ranges.count as usize).min(MOST_RANGES);
+                }
+                Err(e) => return Err(e),
+            }
+        }
         found.truncate(ranges.count as usize);
         let mut all: Vec<_> = found.iter().map(|&[first, last]| IovaRange { first, last }).collect();
         all.retain(|r| r.first <= r.last);
@@ -220,13 +230,5 @@ mod tests {
             (0x3b81, 0x3b84, 0x3b85, 0x3b86)
         );
         assert_eq!((Bind::REQUEST, Attach::REQUEST), (0x3b76, 0x3b77));
-    }
-
-    #[test]
-    fn without_nodes_there_is_no_iommufd() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(node(folder.path()), None);
-        std::fs::create_dir_all(folder.path().join("vfio-dev/vfio987654")).unwrap();
-        assert_eq!(node(folder.path()), None, "the folder, but no node");
     }
 }

@@ -23,6 +23,8 @@
 
 mod bar;
 mod dma;
+#[cfg(test)]
+mod fake;
 mod info;
 mod ioctl;
 mod iommufd;
@@ -190,14 +192,17 @@ impl VfioFunction {
         if !bound {
             return Err(BusError::Unsupported("a function that is not bound to vfio-pci"));
         }
-        let (iommu, file) = match iommufd::node(&path) {
-            Some(node) => {
-                let opened = AddressSpace::open(&node);
-                let (space, file) =
-                    opened.map_err(|source| BusError::Io { what: "opening the function's node", source })?;
-                (Iommu::Iommufd(space), file)
-            }
+        let (iommu, file) = match host.device_node(address) {
             None => open_type1(&path)?,
+            Some(node) => match AddressSpace::open(&host.iommu_node(), &node) {
+                Ok((space, file)) => (Iommu::Iommufd(space), file),
+                // Whoever was given the group's node alone can have it by that.
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    let refused = BusError::Io { what: "opening the function's node", source };
+                    open_type1(&path).map_err(|_| refused)?
+                }
+                Err(source) => return Err(BusError::Io { what: "opening the function's node", source }),
+            },
         };
         // From here on its `Drop` closes everything in the right order.
         let mut device = Device {

@@ -39,6 +39,7 @@ pub fn bind(args: &NicBindArgs) -> Result<Outcome> {
             "address": address.to_string(),
             "iommu_group": bound.group,
             "node": bound.node,
+            "device_node": bound.device_node,
             "former_driver": bound.former,
             "already_bound": bound.already,
             "user": uid,
