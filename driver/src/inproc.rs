@@ -99,6 +99,11 @@ impl Iommu {
         self.maps.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Memory that is mapped now, in bytes.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).iter().map(|m| m.mem.len() as u64).sum()
+    }
+
     fn blocked(&self, iova: u64, len: usize, write: bool) -> DmaFault {
         let fault = DmaFault { iova, len, write };
         // A function that was pulled out has no IOMMU in front of it to report anything.

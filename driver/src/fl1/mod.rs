@@ -109,7 +109,9 @@ impl Default for Fl1Config {
             platform: Arc::new(Machine::default()),
             admin_slots: 8192,
             event_ring: 1024,
-            slow_ring: 512,
+            // With this, what a device of tens of thousands of entries can reach stays below 8 MiB: all that an ordinary user
+            // may lock, unless told otherwise.
+            slow_ring: 256,
             check_interval: Duration::from_millis(1),
             hang_deadline: Duration::from_secs(1),
             deadline: Duration::from_secs(5),

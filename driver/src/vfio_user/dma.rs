@@ -1,10 +1,66 @@
-//! DMA memory of the driver as a vfio-user server gets it: one descriptor per mapping.
+//! DMA memory of the driver as a vfio-user server gets it: one descriptor per mapping. A server that does not map it may ask
+//! for it by message instead.
 
 use super::link::Link;
-use flowlift_bus::vfio_user::{DmaMap, DmaUnmap, command};
+use flowlift_bus::vfio_user::{DmaAccess, DmaMap, DmaUnmap, MAX_DATA, command};
 use flowlift_bus::{BusError, DmaDirection, DmaDomain, DmaMem, IovaRange, Mapping, MappingGuard};
-use std::sync::Arc;
-use zerocopy::IntoBytes;
+use nix::errno::Errno;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// A mapping, as messages reach it.
+pub(super) struct Mapped {
+    mem: Arc<DmaMem>,
+    /// [`DmaMap::READ`], [`DmaMap::WRITE`].
+    flags: u32,
+}
+
+/// What a server may ask for by message: the mappings there are, by first address.
+#[derive(Default)]
+pub(super) struct Memory(Mutex<BTreeMap<u64, Mapped>>);
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Mapped>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, iova: u64, mapped: Mapped) {
+        self.lock().insert(iova, mapped);
+    }
+
+    fn remove(&self, iova: u64) {
+        self.lock().remove(&iova);
+    }
+
+    /// Carries out a [`command::DMA_READ`] or [`command::DMA_WRITE`]: the payload of the reply. An access must lie in one
+    /// mapping, whose direction allows it.
+    pub(super) fn answer(&self, command: u16, body: &[u8]) -> Result<Vec<u8>, Errno> {
+        let (access, data) = DmaAccess::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
+        let count = usize::try_from(access.count).map_err(|_| Errno::EINVAL)?;
+        let needed = if command == command::DMA_READ { DmaMap::READ } else { DmaMap::WRITE };
+        if access.count > MAX_DATA.into() || (command == command::DMA_WRITE && data.len() != count) {
+            return Err(Errno::EINVAL);
+        }
+        let maps = self.lock();
+        let (first, map) = maps.range(..=access.address).next_back().ok_or(Errno::EFAULT)?;
+        let at = usize::try_from(access.address - first).map_err(|_| Errno::EFAULT)?;
+        if map.flags & needed == 0 {
+            return Err(Errno::EFAULT);
+        }
+        let mut reply = access.as_bytes().to_vec();
+        let done = if command == command::DMA_READ {
+            let head = reply.len();
+            reply.resize(head + count, 0);
+            map.mem.read_bytes(at, &mut reply[head..])
+        } else {
+            map.mem.write_bytes(at, data)
+        };
+        // Past the end of the mapping.
+        done.map_err(|_| Errno::EFAULT)?;
+        Ok(reply)
+    }
+}
 
 /// What the server may reach.
 pub(super) struct Domain {
@@ -39,9 +95,14 @@ impl DmaDomain for Domain {
             DmaDirection::Bidirectional => DmaMap::READ | DmaMap::WRITE,
         };
         let map = DmaMap { argsz: size_of::<DmaMap>() as u32, flags, offset: 0, address: iova, size };
-        self.link.ask("DMA map", command::DMA_MAP, &[map.as_bytes()], &[mem.fd()]).map_err(|e| match e {
-            BusError::Io { source, .. } => BusError::Map { iova, len: size, why: source.to_string() },
-            e => e,
+        // Before the server knows of it, since it may use it at once.
+        self.link.memory.add(iova, Mapped { mem: Arc::clone(&mem), flags });
+        self.link.ask("DMA map", command::DMA_MAP, &[map.as_bytes()], &[mem.fd()]).map_err(|e| {
+            self.link.memory.remove(iova);
+            match e {
+                BusError::Io { source, .. } => BusError::Map { iova, len: size, why: source.to_string() },
+                e => e,
+            }
         })?;
         Ok(Mapping::new(mem, iova, Box::new(Guard { link: Arc::clone(&self.link), iova, size })))
     }
@@ -57,6 +118,7 @@ impl MappingGuard for Guard {
     fn unmap(&mut self) -> Result<(), BusError> {
         let argsz = size_of::<DmaUnmap>() as u32;
         let unmap = DmaUnmap { argsz, flags: 0, address: self.iova, size: self.size };
+        self.link.memory.remove(self.iova);
         self.link.ask("DMA unmap", command::DMA_UNMAP, &[unmap.as_bytes()], &[])?;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The connection to a vfio-user server: one question at a time, each answered before a deadline.
 
+use super::dma::Memory;
 use flowlift_bus::BusError;
 use flowlift_bus::vfio_user::{
     Capabilities, Endpoint, Header, MAJOR, MINOR, Message, ProtocolError, Version, command, flag,
@@ -25,6 +26,8 @@ pub(super) struct Link {
     deadline: Duration,
     /// What the server said it can do.
     pub(super) peer: Capabilities,
+    /// What the server may ask for while it is asked something.
+    pub(super) memory: Memory,
 }
 
 /// An answer that is no error.
@@ -62,6 +65,7 @@ impl Link {
             error,
             deadline,
             peer: Capabilities::default(),
+            memory: Memory::default(),
         };
         let ours = Capabilities::ours().to_bytes();
         let version = Version { major: MAJOR, minor: MINOR };
@@ -109,7 +113,7 @@ impl Link {
         let (endpoint, id) = &mut *guard;
         *id = id.wrapping_add(1);
         let header = Header { id: *id, command, ..Header::default() };
-        match exchange(endpoint, header, parts, fds, Instant::now() + self.deadline) {
+        match exchange(endpoint, &self.memory, header, parts, fds, Instant::now() + self.deadline) {
             Ok(Message { header, body, fds }) if header.flags & flag::ERROR == 0 => {
                 Ok(Answer { body, fds, what })
             }
@@ -128,6 +132,7 @@ impl Link {
 
 fn exchange(
     endpoint: &mut Endpoint,
+    memory: &Memory,
     header: Header,
     parts: &[&[u8]],
     fds: &[BorrowedFd<'_>],
@@ -144,11 +149,18 @@ fn exchange(
                 return Ok(message);
             }
             // An answer to nothing that was asked: the next one may be ours.
-        } else if message.header.flags & flag::NO_REPLY == 0 {
-            // DMA by message: all memory of ours was mapped with a descriptor, so there is nothing to ask for.
-            let reply =
-                Header { flags: flag::REPLY | flag::ERROR, error: Errno::ENOTSUP as u32, ..message.header };
-            endpoint.send(reply, &[], &[], deadline)?;
+            continue;
         }
+        let answer = match message.header.command {
+            command::DMA_READ | command::DMA_WRITE => memory.answer(message.header.command, &message.body),
+            _ => Err(Errno::ENOTSUP),
+        };
+        if message.header.flags & flag::NO_REPLY != 0 {
+            continue;
+        }
+        let (flags, error) =
+            answer.as_ref().map_or_else(|e| (flag::REPLY | flag::ERROR, *e as u32), |_| (flag::REPLY, 0));
+        let reply = Header { flags, error, ..message.header };
+        endpoint.send(reply, &[answer.as_deref().unwrap_or(&[])], &[], deadline)?;
     }
 }

@@ -56,6 +56,7 @@ pub struct VfioUser {
     link: Arc<Link>,
     bars: Vec<Option<Arc<Bar>>>,
     vectors: u32,
+    resettable: bool,
     domain: Arc<Domain>,
     request: EventFd,
     watcher: Option<JoinHandle<()>>,
@@ -94,6 +95,7 @@ impl VfioUser {
             link,
             bars: Vec::new(),
             vectors: 0,
+            resettable: false,
             request: event()?,
             watcher: Some(watcher),
         };
@@ -110,6 +112,7 @@ impl VfioUser {
         if info.flags & DeviceInfo::PCI == 0 || info.regions <= region::CONFIG || info.irqs <= irq::MSIX {
             return Err(BusError::Unsupported("a device that is not PCI"));
         }
+        self.resettable = info.flags & DeviceInfo::RESET != 0;
         for index in 0..6 {
             let bar = self.look_at_bar(index)?;
             self.bars.push(bar.map(Arc::new));
@@ -320,6 +323,9 @@ impl PciFunction for VfioUser {
     }
 
     fn reset(&self) -> Result<(), BusError> {
+        if !self.resettable && !self.link.is_gone() {
+            return Err(BusError::Unsupported("a reset of this function"));
+        }
         self.link.ask("reset", command::RESET, &[], &[])?;
         Ok(())
     }

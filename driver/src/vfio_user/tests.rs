@@ -3,6 +3,7 @@
 use super::*;
 use flowlift_bus::vfio_user::{Capabilities, Endpoint, Header, ProtocolError, Version, flag};
 use flowlift_bus::{BarAccess, DmaDirection};
+use nix::errno::Errno;
 use proptest::prelude::*;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -20,8 +21,10 @@ enum Lie {
     /// The answer to another question.
     OtherId,
     Error(u32),
-    /// The server asks something first.
-    Question,
+    /// The server asks something first: command and payload.
+    Question(u16, Vec<u8>),
+    /// The device has no reset.
+    NoReset,
     Silence,
     Close,
     /// A header that promises more than any message has.
@@ -70,8 +73,16 @@ fn truth(command: u16, body: &[u8], bar2: &DmaMem) -> (Vec<u8>, Option<OwnedFd>)
     }
 }
 
+/// What the client answered to a question: flags, error, payload.
+type Answered = (u32, u32, Vec<u8>);
+
 /// Serves until the client leaves. The lie is told in the answer of its number.
-fn serve(stream: UnixStream, lies: Vec<(usize, Lie)>, log: &mut Vec<(u16, usize)>) {
+fn serve(
+    stream: UnixStream,
+    lies: Vec<(usize, Lie)>,
+    log: &mut Vec<(u16, usize)>,
+    answers: &mut Vec<Answered>,
+) {
     let bar2 = DmaMem::new(4096).unwrap();
     bar2.store_u32(8, 0x1234, std::sync::atomic::Ordering::Release).unwrap();
     let mut e = Endpoint::new(stream).unwrap();
@@ -94,10 +105,15 @@ fn serve(stream: UnixStream, lies: Vec<(usize, Lie)>, log: &mut Vec<(u16, usize)
             Some(Lie::Pipe) => fd = Some(std::io::pipe().unwrap().0.into()),
             Some(Lie::OtherId) => header.id = header.id.wrapping_add(1),
             Some(Lie::Error(error)) => (header.flags, header.error) = (flag::REPLY | flag::ERROR, *error),
-            Some(Lie::Question) => {
-                let ask = Header { id: 9, command: command::DMA_READ, ..Header::default() };
-                let _ = e.send(ask, &[&[0; 16]], &[], far());
+            Some(Lie::Question(command, body)) => {
+                let ask = Header { id: 9, command: *command, ..Header::default() };
+                let _ = e.send(ask, &[body], &[], far());
+                if let Ok(answer) = e.receive(far()) {
+                    answers.push((answer.header.flags, answer.header.error, answer.body));
+                }
             }
+            // Flags of the device are its answer's second word.
+            Some(Lie::NoReset) => body.iter_mut().skip(4).take(1).for_each(|flags| *flags &= !1),
             Some(Lie::Silence) => continue,
             Some(Lie::Close) => return,
             Some(Lie::Endless) => {
@@ -119,11 +135,20 @@ fn with_server(
     deadline: Duration,
     f: impl FnOnce(Result<Arc<VfioUser>, BusError>),
 ) -> Vec<(u16, usize)> {
+    questioned(lies, deadline, f).0
+}
+
+/// As [`with_server`]; then also what the client answered to questions.
+fn questioned(
+    lies: Vec<(usize, Lie)>,
+    deadline: Duration,
+    f: impl FnOnce(Result<Arc<VfioUser>, BusError>),
+) -> (Vec<(u16, usize)>, Vec<Answered>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
-        let mut log = vec![];
-        serve(theirs, lies, &mut log);
-        log
+        let (mut log, mut answers) = (vec![], vec![]);
+        serve(theirs, lies, &mut log, &mut answers);
+        (log, answers)
     });
     f(VfioUser::over(ours, "test".into(), VfioUserConfig { deadline }));
     server.join().unwrap()
@@ -189,6 +214,74 @@ fn an_error_is_an_error_and_no_end() {
 }
 
 #[test]
+fn a_device_without_a_reset_says_so_and_is_not_asked_for_one() {
+    // Answer 1 is about the device.
+    let log = with_server(vec![(1, Lie::NoReset)], Duration::from_secs(5), |f| {
+        assert!(matches!(f.unwrap().reset(), Err(BusError::Unsupported(_))));
+    });
+    assert!(log.iter().all(|(c, _)| *c != command::RESET), "{log:?}");
+}
+
+#[test]
+fn a_server_that_does_not_map_memory_gets_it_by_message_and_no_more_than_that() {
+    let access = |address: u64, count: u64, data: &[u8]| {
+        let mut body = [address.to_ne_bytes(), count.to_ne_bytes()].concat();
+        body.extend_from_slice(data);
+        body
+    };
+    let base = 1u64 << 20;
+    let questions = [
+        (command::DMA_WRITE, access(base + 8, 5, b"hello"), Ok(access(base + 8, 5, b""))),
+        (command::DMA_READ, access(base + 6, 8, b""), Ok(access(base + 6, 8, b"\0\0hello\0"))),
+        (command::DMA_READ, access(base + 4095, 2, b""), Err(Errno::EFAULT)),
+        (command::DMA_READ, access(base - 1, 1, b""), Err(Errno::EFAULT)),
+        (command::DMA_READ, access(0, 1, b""), Err(Errno::EFAULT)),
+        (command::DMA_READ, access(base, u64::MAX, b""), Err(Errno::EINVAL)),
+        (command::DMA_WRITE, access(base, 9, b"short"), Err(Errno::EINVAL)),
+        (command::DMA_READ, b"cut off".to_vec(), Err(Errno::EINVAL)),
+        // Mapped for reading alone.
+        (command::DMA_WRITE, access(2 * base, 1, b"x"), Err(Errno::EFAULT)),
+        (command::DMA_READ, access(2 * base, 1, b""), Ok(access(2 * base, 1, b"\0"))),
+        (command::GET_INFO, vec![0; 16], Err(Errno::ENOTSUP)),
+    ];
+    // The answers before: version, device, six regions, MSI-X, REQ twice, ERR twice, two maps.
+    let lies = questions.iter().zip(15..).map(|((c, body, _), at)| (at, Lie::Question(*c, body.clone())));
+    let (_, answers) = questioned(lies.collect(), Duration::from_secs(5), |f| {
+        let f = f.unwrap();
+        let mem = || Arc::new(DmaMem::new(4096).unwrap());
+        let one = f.dma().map(mem(), base, DmaDirection::Bidirectional).unwrap();
+        let _two = f.dma().map(mem(), 2 * base, DmaDirection::ToDevice).unwrap();
+        for _ in 0..11 {
+            f.config_read(0, 4).unwrap();
+        }
+        let mut text = [0; 5];
+        one.mem().read_bytes(8, &mut text).unwrap();
+        assert_eq!(&text, b"hello");
+    });
+    let want: Vec<Answered> = questions
+        .into_iter()
+        .map(|(_, _, answer)| match answer {
+            Ok(body) => (flag::REPLY, 0, body),
+            Err(e) => (flag::REPLY | flag::ERROR, e as u32, vec![]),
+        })
+        .collect();
+    assert_eq!(answers, want);
+}
+
+#[test]
+fn memory_that_was_unmapped_is_not_given_by_message_either() {
+    let body = [(1u64 << 20).to_ne_bytes(), 1u64.to_ne_bytes()].concat();
+    let (_, answers) =
+        questioned(vec![(15, Lie::Question(command::DMA_READ, body))], Duration::from_secs(5), |f| {
+            let f = f.unwrap();
+            let mem = Arc::new(DmaMem::new(4096).unwrap());
+            f.dma().map(mem, 1 << 20, DmaDirection::Bidirectional).unwrap().unmap().unwrap();
+            f.config_read(0, 4).unwrap();
+        });
+    assert_eq!(answers, [(flag::REPLY | flag::ERROR, Errno::EFAULT as u32, vec![])]);
+}
+
+#[test]
 fn memory_of_a_bar_that_is_none_is_refused() {
     // Answer 4 is of BAR 2.
     for lie in [Lie::NoDescriptor, Lie::Pipe] {
@@ -209,7 +302,8 @@ proptest! {
         1 => Just(Lie::Pipe),
         1 => Just(Lie::OtherId),
         1 => any::<u32>().prop_map(Lie::Error),
-        1 => Just(Lie::Question),
+        1 => (10u16..14, prop::collection::vec(any::<u8>(), 0..40)).prop_map(|(c, body)| Lie::Question(c, body)),
+        1 => Just(Lie::NoReset),
         1 => Just(Lie::Silence),
         1 => Just(Lie::Close),
         1 => Just(Lie::Endless),

@@ -4,7 +4,7 @@ use crate::harness::*;
 use flowlift_bus::{
     BarAccess, BarWindow, BusError, DmaDomain, IrqInfo, IrqKind, LifecycleEvents, PciFunction,
 };
-use flowlift_driver::fl1::Fl1;
+use flowlift_driver::fl1::{Fl1, Fl1Config};
 use flowlift_driver::nic::*;
 use flowlift_sim::{FaultPlan, Profile};
 use std::os::fd::BorrowedFd;
@@ -103,4 +103,14 @@ fn at_most_one_trapped_write_per_64_updates_and_no_mapping_per_flow() {
         assert_eq!(b.function.iommu().mappings(), mappings, "mappings after {n} {what}");
     }
     b.finish();
+}
+
+#[test]
+fn a_standard_nic_fits_what_an_ordinary_user_may_lock() {
+    let (function, clock, _wires) = plug(Profile::standard(), 1, FaultPlan::default());
+    let defaults = Fl1Config { platform: config(&function, &clock).platform, ..Fl1Config::default() };
+    let nic = Fl1::open(function.clone(), defaults).unwrap();
+    let mapped = function.iommu().mapped_bytes();
+    println!("{} tables: {mapped} bytes of DMA memory", nic.caps().tables.len());
+    assert!(mapped < 8 << 20, "{mapped} bytes, and RLIMIT_MEMLOCK is 8 MiB by default");
 }

@@ -29,7 +29,8 @@ struct Args {
     /// Faults to inject: `all`, or names with optional rates, as in `lost_completion=0.01,hang`.
     #[arg(long, value_name = "SPEC")]
     faults: Option<FaultPlan>,
-    /// Plugs port N (from 0) into something: pN=tap:NAME, pN=packet:NETDEV, pN=unix:LOCAL[,PEER], pN=pcap:IN[,OUT].
+    /// Plugs port N (from 0) into something: pN=tap:NAME, pN=packet:NETDEV, pN=unix:LOCAL[,PEER], pN=pcap:IN[,OUT], or
+    /// pN=memory:CABLE, a cable to the other port that names it.
     #[arg(long = "wire", value_name = "pN=KIND:...")]
     wires: Vec<WireSpec>,
     /// How long the device looks for doorbells without sleeping after its last work, in microseconds.

@@ -29,7 +29,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use wire::ServerWire;
+use wire::{Cables, ServerWire};
 pub use wire::{WireError, WireKind, WireSpec};
 
 /// Messages handled between two steps of the device.
@@ -121,7 +121,7 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let path = path.into();
         let ports = device.profile().ports();
-        let mut opened = Vec::new();
+        let (mut opened, mut cables) = (Vec::new(), Cables::default());
         for (n, spec) in wires.iter().enumerate() {
             if spec.port >= ports {
                 return Err(WireError::NoPort { port: spec.port, last: ports - 1 }.into());
@@ -129,10 +129,11 @@ impl Server {
             if wires[..n].iter().any(|other| other.port == spec.port) {
                 return Err(WireError::Twice(spec.port).into());
             }
-            let wire = ServerWire::open(spec)?;
+            let wire = ServerWire::open(spec, &mut cables)?;
             device.plug(spec.port + 1, Box::new(wire.clone()));
             opened.push(wire);
         }
+        cables.check()?;
         let function = Function::new(device)?;
         let listener = listen(&path).map_err(|source| ServerError::Socket { path: path.clone(), source })?;
         Ok(Self {

@@ -5,19 +5,20 @@ use flowlift_port::capture::Resolution;
 use flowlift_port::{
     CaptureReader, Frame, FrameSink, FrameSource, HostPort, HostSpec, PcapWriter, PortError,
 };
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::fs::File;
 use std::io::BufWriter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Frames that wait for a peer who takes none now; beyond that they are lost, and counted.
 const BACKLOG: usize = 4096;
 
-/// What a port is plugged into, as text: `p0=tap:NAME`, `p0=packet:NETDEV`, `p0=unix:LOCAL[,PEER]`, `p0=pcap:IN[,OUT]`.
+/// What a port is plugged into, as text: `p0=tap:NAME`, `p0=packet:NETDEV`, `p0=unix:LOCAL[,PEER]`, `p0=pcap:IN[,OUT]`,
+/// `p0=memory:CABLE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WireSpec {
     /// Port, counted from 0: FL1's own number of it is one more.
@@ -33,12 +34,15 @@ pub enum WireKind {
     Host(HostSpec),
     /// Capture files: frames to the device, and frames from it.
     Pcap(PathBuf, Option<PathBuf>),
+    /// A cable in memory to the other port that names it.
+    Memory(String),
 }
 
 impl fmt::Display for WireKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host(spec) => spec.fmt(f),
+            Self::Memory(cable) => write!(f, "memory:{cable}"),
             Self::Pcap(input, None) => write!(f, "pcap:{}", input.display()),
             Self::Pcap(input, Some(output)) => write!(f, "pcap:{},{}", input.display(), output.display()),
         }
@@ -50,7 +54,10 @@ impl fmt::Display for WireKind {
 #[non_exhaustive]
 pub enum WireError {
     /// The text is not of the form.
-    #[error("{0:?} is not a wire: pN=tap:NAME, pN=packet:NETDEV, pN=unix:LOCAL[,PEER] or pN=pcap:IN[,OUT]")]
+    #[error(
+        "{0:?} is not a wire: pN=tap:NAME, pN=packet:NETDEV, pN=unix:LOCAL[,PEER], pN=pcap:IN[,OUT] or \
+         pN=memory:CABLE"
+    )]
     Spec(String),
     /// The device has fewer ports.
     #[error("p{port}: the device has ports p0 to p{last}")]
@@ -59,6 +66,14 @@ pub enum WireError {
         port: u16,
         /// The last one there is.
         last: u16,
+    },
+    /// A cable has two ends.
+    #[error("the cable {cable} has {ends} ends, not two")]
+    Cable {
+        /// Its name.
+        cable: String,
+        /// Ports that name it.
+        ends: usize,
     },
     /// The port has a wire already.
     #[error("p{0} has two wires")]
@@ -75,6 +90,12 @@ pub enum WireError {
     },
 }
 
+impl WireSpec {
+    fn error(&self, source: PortError) -> WireError {
+        WireError::Open { port: self.port, what: self.kind.to_string(), source }
+    }
+}
+
 impl FromStr for WireSpec {
     type Err = WireError;
 
@@ -82,6 +103,9 @@ impl FromStr for WireSpec {
         let wrong = || WireError::Spec(s.to_owned());
         let (port, kind) = s.split_once('=').ok_or_else(wrong)?;
         let port = port.strip_prefix('p').and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+        if let Some(cable) = kind.strip_prefix("memory:").filter(|cable| !cable.is_empty()) {
+            return Ok(Self { port, kind: WireKind::Memory(cable.to_owned()) });
+        }
         let kind = match kind.strip_prefix("pcap:").filter(|files| !files.is_empty()) {
             None => WireKind::Host(kind.parse().map_err(|_| wrong())?),
             Some(files) => match files.split_once(',') {
@@ -94,33 +118,99 @@ impl FromStr for WireSpec {
     }
 }
 
+/// One end of a cable in memory.
+struct CableEnd {
+    queues: Arc<Mutex<[VecDeque<Vec<u8>>; 2]>>,
+    side: usize,
+    /// The frame that was received last.
+    frame: Vec<u8>,
+}
+
+impl CableEnd {
+    fn queues(&self) -> MutexGuard<'_, [VecDeque<Vec<u8>>; 2]> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn receive(&mut self) -> Option<Frame<'_>> {
+        let next = self.queues()[self.side].pop_front();
+        self.frame = next?;
+        Some(Frame::new(&self.frame))
+    }
+
+    fn send(&self, frame: &[u8]) -> Result<(), PortError> {
+        let other = &mut self.queues()[1 - self.side];
+        if other.len() >= BACKLOG {
+            return Err(PortError::Full);
+        }
+        other.push_back(frame.to_vec());
+        Ok(())
+    }
+}
+
+/// The cables of a server: ends that wait for their other one.
+#[derive(Default)]
+pub(super) struct Cables {
+    open: HashMap<String, CableEnd>,
+    whole: HashSet<String>,
+}
+
+impl Cables {
+    fn end(&mut self, cable: &str) -> Result<CableEnd, WireError> {
+        if let Some(other) = self.open.remove(cable) {
+            self.whole.insert(cable.to_owned());
+            return Ok(other);
+        }
+        if self.whole.contains(cable) {
+            return Err(WireError::Cable { cable: cable.to_owned(), ends: 3 });
+        }
+        let queues = Arc::default();
+        let end = |side| CableEnd { queues: Arc::clone(&queues), side, frame: Vec::new() };
+        self.open.insert(cable.to_owned(), end(1));
+        Ok(end(0))
+    }
+
+    /// All wires are plugged in: no end may hang loose.
+    pub(super) fn check(&self) -> Result<(), WireError> {
+        match self.open.keys().next() {
+            Some(cable) => Err(WireError::Cable { cable: cable.clone(), ends: 1 }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// An opened other end.
 enum End {
     Host(HostPort),
+    Memory(CableEnd),
     Pcap(Box<CaptureReader<File>>, Option<Box<PcapWriter<BufWriter<File>>>>),
 }
 
 impl End {
-    fn open(kind: &WireKind) -> Result<Self, PortError> {
-        Ok(match kind {
-            WireKind::Host(spec) => Self::Host(HostPort::open(spec)?),
-            WireKind::Pcap(input, output) => {
-                let create = |p: &PathBuf| PcapWriter::create(p, Resolution::Nano).map(Box::new);
-                Self::Pcap(Box::new(CaptureReader::open(input)?), output.as_ref().map(create).transpose()?)
-            }
-        })
+    fn open(spec: &WireSpec, cables: &mut Cables) -> Result<Self, WireError> {
+        let opened = match &spec.kind {
+            WireKind::Memory(cable) => return cables.end(cable).map(Self::Memory),
+            WireKind::Host(host) => HostPort::open(host).map(Self::Host),
+            WireKind::Pcap(input, output) => Self::pcap(input, output.as_deref()),
+        };
+        opened.map_err(|source| spec.error(source))
+    }
+
+    fn pcap(input: &Path, output: Option<&Path>) -> Result<Self, PortError> {
+        let create = |p: &Path| PcapWriter::create(p, Resolution::Nano).map(Box::new);
+        Ok(Self::Pcap(Box::new(CaptureReader::open(input)?), output.map(create).transpose()?))
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Host(port) => Some(port.as_fd()),
-            Self::Pcap(..) => None,
+            Self::Memory(_) | Self::Pcap(..) => None,
         }
     }
 
     fn receive(&mut self) -> Result<Option<Frame<'_>>, PortError> {
         match self {
             Self::Host(port) => port.receive(),
+            Self::Memory(cable) => Ok(cable.receive()),
             Self::Pcap(reader, _) => reader.receive(),
         }
     }
@@ -128,6 +218,7 @@ impl End {
     fn send(&mut self, frame: &[u8]) -> Result<(), PortError> {
         match self {
             Self::Host(port) => port.send(Frame::new(frame)),
+            Self::Memory(cable) => cable.send(frame),
             Self::Pcap(_, Some(writer)) => {
                 let now =
                     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -172,26 +263,20 @@ impl State {
 #[derive(Clone)]
 pub(super) struct ServerWire {
     state: Arc<Mutex<State>>,
-    /// Readable when a frame comes, to wait for it without the lock; captures have none.
+    /// Readable when a frame comes, to wait for it without the lock; captures and cables have none.
     fd: Option<Arc<OwnedFd>>,
 }
 
 impl ServerWire {
-    pub(super) fn open(spec: &WireSpec) -> Result<Self, WireError> {
-        let opened = End::open(&spec.kind).and_then(|end| {
-            let fd = end.fd().map(|fd| fd.try_clone_to_owned()).transpose()?.map(Arc::new);
-            Ok((end, fd))
-        });
-        let (end, fd) = opened.map_err(|source| WireError::Open {
-            port: spec.port,
-            what: spec.kind.to_string(),
-            source,
-        })?;
+    pub(super) fn open(spec: &WireSpec, cables: &mut Cables) -> Result<Self, WireError> {
+        let end = End::open(spec, cables)?;
+        let fd = end.fd().map(|fd| fd.try_clone_to_owned()).transpose();
+        let fd = fd.map_err(|e| spec.error(e.into()))?.map(Arc::new);
         let state = State { end, head: None, backlog: VecDeque::new(), lost: 0 };
         Ok(Self { state: Arc::new(Mutex::new(state)), fd })
     }
 
-    /// Becomes readable when a frame comes; captures have none.
+    /// Becomes readable when a frame comes; captures and cables have none.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(|fd| fd.as_fd())
     }
@@ -268,6 +353,7 @@ mod tests {
         ] {
             assert_eq!(spec(text).unwrap(), (port, host(kind)));
         }
+        assert_eq!(spec("p3=memory:c").unwrap(), (3, WireKind::Memory("c".into())));
         assert_eq!(spec("p2=pcap:i").unwrap(), (2, WireKind::Pcap("i".into(), None)));
         assert_eq!(spec("p2=pcap:i,o").unwrap(), (2, WireKind::Pcap("i".into(), Some("o".into()))));
         for bad in [
@@ -283,6 +369,8 @@ mod tests {
             "p0=unix:,",
             "p0=pcap:",
             "p0=pcap:i,",
+            "p0=memory:",
+            "p0=memory",
         ] {
             assert!(matches!(spec(bad), Err(WireError::Spec(s)) if s == bad), "{bad}");
         }

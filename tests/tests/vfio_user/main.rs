@@ -4,6 +4,7 @@ mod death;
 mod hostile;
 mod process;
 mod speed;
+mod wires;
 
 use flowlift_bus::{BarAccess, BusError, IrqKind, PciFunction};
 use flowlift_driver::nic::*;

@@ -47,9 +47,9 @@ pub mod command {
     pub const REGION_READ: u16 = 9;
     /// Writes to a region.
     pub const REGION_WRITE: u16 = 10;
-    /// Server to client: reads memory that was mapped without a file descriptor.
+    /// Server to client: reads mapped memory by message.
     pub const DMA_READ: u16 = 11;
-    /// Server to client: writes memory that was mapped without a file descriptor.
+    /// Server to client: writes mapped memory by message.
     pub const DMA_WRITE: u16 = 12;
     /// Resets the device.
     pub const RESET: u16 = 13;
@@ -159,6 +159,16 @@ impl DmaMap {
     pub const READ: u32 = 1;
     /// The device may write.
     pub const WRITE: u32 = 2;
+}
+
+/// [`command::DMA_READ`] and its reply, which the data follow; [`command::DMA_WRITE`], which the data follow, and its reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct DmaAccess {
+    /// First I/O virtual address.
+    pub address: u64,
+    /// Length of the data in bytes.
+    pub count: u64,
 }
 
 /// [`command::DMA_UNMAP`], both ways.

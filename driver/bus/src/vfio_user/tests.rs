@@ -24,6 +24,7 @@ fn structures_have_the_sizes_of_the_specification() {
         size_of::<Version>(),
         size_of::<DmaMap>(),
         size_of::<DmaUnmap>(),
+        size_of::<DmaAccess>(),
         size_of::<DeviceInfo>(),
         size_of::<RegionInfo>(),
         size_of::<SparseMmap>(),
@@ -32,7 +33,7 @@ fn structures_have_the_sizes_of_the_specification() {
         size_of::<IrqSet>(),
         size_of::<RegionAccess>(),
     ];
-    assert_eq!(sizes, [16, 4, 32, 24, 16, 32, 16, 16, 16, 20, 16]);
+    assert_eq!(sizes, [16, 4, 32, 24, 16, 16, 32, 16, 16, 16, 20, 16]);
 }
 
 #[test]

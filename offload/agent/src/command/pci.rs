@@ -54,7 +54,19 @@ pub fn bind(args: &NicBindArgs) -> Result<Outcome> {
     let who = args.user.as_ref().map_or(String::new(), |user| format!(", which {user} owns now"));
     print_text(|out| {
         writeln!(out, "{address}: bound to vfio-pci ({before})")?;
-        Ok(writeln!(out, "IOMMU group {}, node {}{who}", bound.group, bound.node.display())?)
+        writeln!(out, "IOMMU group {}, node {}{who}", bound.group, bound.node.display())?;
+        if let Some(node) = &bound.device_node {
+            writeln!(out, "node of the function, by iommufd: {}{who}", node.display())?;
+        }
+        if args.user.is_some() {
+            // What a driver maps depends on the device's tables, which are not known before it is opened.
+            writeln!(
+                out,
+                "what the NIC can reach is locked memory: the user's limit (ulimit -l, LimitMEMLOCK=) has to cover it, \
+                 8192 KiB for tens of thousands of entries, 32 bytes more for each one above"
+            )?;
+        }
+        Ok(())
     })?;
     Ok(Outcome::Good)
 }

@@ -24,7 +24,7 @@ pub(super) struct Simulation {
 pub(super) fn device(wire: &WireSpec) -> Option<&str> {
     match &wire.kind {
         WireKind::Host(HostSpec::Tap(name) | HostSpec::Packet(name)) => Some(name),
-        WireKind::Host(_) | WireKind::Pcap(..) => None,
+        WireKind::Host(_) | WireKind::Pcap(..) | WireKind::Memory(_) => None,
     }
 }
 
