@@ -293,7 +293,7 @@ pub const NLCTRL: Family = Family {
 };
 
 pub const DATAPATH: Family = Family {
-    id: marker::FAMILY_ID_MIN + 0,
+    id: marker::FAMILY_ID_MIN,
     name: "ovs_datapath",
     version: 2,
     header_len: nlmsg::OVS_HEADER_LEN,

@@ -18,8 +18,9 @@ const FLOW_MAX: usize = 32 * 1024;
 pub(super) struct Dump {
     origin: Origin,
     next: Next,
-    /// The marker that is due at the end.
-    pub(super) marker: Option<[u8; 8]>,
+    /// Cookies of the markers that are due at the end: its own, and those of datagrams that came meanwhile, in order. A
+    /// client that waits asks for signs of life, whose answers must not overtake the dump.
+    pub(super) markers: Vec<[u8; 8]>,
 }
 
 /// What comes next.
@@ -47,7 +48,7 @@ impl Dump {
             _ if request.cmd == ctrl::CMD_GETPOLICY => Next::Policy(nlctrl::find(request)?, 0),
             _ => Next::Family(0),
         };
-        Ok(Self { origin: request.origin(), next, marker: None })
+        Ok(Self { origin: request.origin(), next, markers: Vec::new() })
     }
 
     /// Appends the next datagram to `out`, which is empty.

@@ -28,6 +28,8 @@ use std::collections::HashMap;
 
 /// Most dumps at a time, over all clients.
 const MAX_DUMPS: usize = 1024;
+/// Markers that wait for the end of a dump.
+const MARKERS_MAX: usize = 64;
 
 /// A client, as the socket tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +116,7 @@ impl Server {
     /// Handles a datagram of a client, and gives the replies to `out` in the order in which they must be sent.
     ///
     /// A dump is only begun: [`Self::continue_dump`] goes on with it, one datagram at a time. The marker at the end of the
-    /// datagram ([`marker`]) comes back after everything else, a dump included.
+    /// datagram ([`marker`]) comes back after everything else, a dump included, an earlier datagram's as well.
     pub fn handle(
         &mut self,
         peer: Peer,
@@ -156,8 +158,11 @@ impl Server {
             out(Reply { to: To::Unicast(peer.port_id), bytes: &self.buffer });
         }
         match (cookie, self.dumps.get_mut(&peer.port_id)) {
-            (Some(cookie), Some(dump)) if dump_begun => dump.marker = Some(cookie),
-            (Some(cookie), _) => {
+            (Some(cookie), Some(dump)) if dump_begun => dump.markers = vec![cookie],
+            (Some(cookie), Some(dump)) if dump.markers.len() < MARKERS_MAX => dump.markers.push(cookie),
+            // The newest stands for those before it.
+            (Some(cookie), Some(dump)) => dump.markers[MARKERS_MAX - 1] = cookie,
+            (Some(cookie), None) => {
                 out(Reply { to: To::Unicast(peer.port_id), bytes: &marker::marker(cookie) });
             }
             (None, _) => {}
@@ -169,7 +174,7 @@ impl Server {
         self.dumps.keys().copied().collect()
     }
 
-    /// Gives the next datagram of a client's dump to `out`; after the last, the marker, too.
+    /// Gives the next datagram of a client's dump to `out`; after the last, the markers, too.
     pub fn continue_dump(
         &mut self,
         port_id: u32,
@@ -182,7 +187,7 @@ impl Server {
         out(Reply { to: To::Unicast(port_id), bytes: &self.buffer });
         if state == DumpState::Done {
             let dump = self.dumps.remove(&port_id);
-            if let Some(cookie) = dump.and_then(|dump| dump.marker) {
+            for cookie in dump.into_iter().flat_map(|dump| dump.markers) {
                 out(Reply { to: To::Unicast(port_id), bytes: &marker::marker(cookie) });
             }
         }
