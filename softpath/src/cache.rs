@@ -12,6 +12,9 @@
 const WAYS: usize = 8;
 /// Buckets at first: 16 KiB.
 const MIN_BUCKETS: usize = 256;
+/// The cache doubles when one in so many of its buckets has pushed an entry out. An entry that is missed costs a search of
+/// all masks, so there is no waiting for many of them.
+const GROW_AFTER: usize = 4;
 
 /// Tags and slots, a cache line together. A tag is the hash's upper half.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +88,7 @@ impl MicroflowCache {
         });
         b.tags[place] = tag;
         b.slots[place] = slot;
-        if self.evictions > self.buckets.len() && self.buckets.len() < self.max_buckets {
+        if self.evictions > self.buckets.len() / GROW_AFTER && self.buckets.len() < self.max_buckets {
             self.grow();
         }
     }

@@ -43,8 +43,9 @@ impl Default for Config {
     }
 }
 
-/// One worker's counters.
+/// One worker's counters, on cache lines that no other worker writes.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct WorkerShared {
     pub(crate) flows: FlowCounters,
     pub(crate) counters: SharedCounters,

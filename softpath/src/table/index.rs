@@ -4,7 +4,7 @@
 //! never move within an array, so a reader cannot miss one that stays; a growing table is built anew and swapped in. The
 //! index gives candidates only: the caller looks at the record in the slot and compares.
 
-use super::rcu::{Cell, Domain, Guard};
+use super::rcu::{Cell, Domain, Guard, prefetch};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -164,6 +164,14 @@ impl Index {
     /// Candidate slots for a tag.
     pub fn candidates<'g>(&'g self, guard: &'g Guard<'_>, tag: u32) -> impl Iterator<Item = u32> + 'g {
         self.array.load(guard).candidates(tag)
+    }
+
+    /// Asks for the cache line where a probe for this tag begins.
+    pub fn prefetch(&self, guard: &Guard<'_>, tag: u32) {
+        let array = self.array.load(guard);
+        if let Some(entry) = array.entries.get(tag as usize & (array.entries.len() - 1)) {
+            prefetch(entry);
+        }
     }
 
     /// Every slot that is in the index.

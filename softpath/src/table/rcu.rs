@@ -140,8 +140,10 @@ impl Drop for Guard<'_> {
 }
 
 /// Values that were unlinked and may still be read, oldest first. Pointers, not boxes: a box must be the only way to
-/// its value, and readers may still have theirs.
+/// its value, and readers may still have theirs. On cache lines of its own: the writer changes it with every update,
+/// and readers use what lies beside it with every packet.
 #[derive(Debug)]
+#[repr(align(128))]
 struct Limbo<T>(Mutex<VecDeque<(u64, AtomicPtr<T>)>>);
 
 impl<T> Limbo<T> {

@@ -10,8 +10,10 @@ use flowlift_flow::key::{HOT_WORDS, KEY_WORDS};
 use flowlift_flow::{Action, Flow, Key, Match, Ufid};
 use std::sync::Arc;
 
-/// Actions of flows: as installed, for dumps, and compiled. Equal lists are stored once.
+/// Actions of flows: as installed, for dumps, and compiled. Equal lists are stored once. The alignment keeps the count of
+/// the flows that have them, which the writer changes all the time, off the cache line that workers read.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct Actions {
     /// As installed.
     pub list: Vec<Action>,

@@ -117,6 +117,13 @@ struct LastShape {
     place: usize,
 }
 
+/// Where the indexes have a flow.
+#[derive(Debug, Clone, Copy)]
+struct Tags {
+    matching: u32,
+    ufid: Option<u32>,
+}
+
 /// Unused actions and shapes that may lie about before they are swept up.
 const SWEEP_SLACK: usize = 1024;
 
@@ -198,9 +205,12 @@ impl FlowTable {
     /// Adds a flow, or replaces the actions of the one with the same UFID, or with the same mask and masked key. Readers
     /// see the old actions or the new ones; the counters go on.
     pub fn put(&mut self, flow: &Flow, mode: PutMode) -> Result<Put, PutError> {
+        let ufid = flow.ufid.as_ref().map(|ufid| ufid_tag(&self.shared.seeds, ufid));
         let (shape, place) = self.shape_of(&flow.matching);
         let hash = shape.mask.hash(&self.shared.seeds, LookupKey::new(&flow.matching.key));
-        match self.existing(flow, &shape, place, hash)? {
+        let tags = Tags { matching: tag_of(hash), ufid };
+        self.prefetch(place, tags);
+        match self.existing(flow, &shape, place, tags)? {
             Some(id) if !mode.modify => Err(PutError::Exists(id)),
             Some(id) => {
                 let actions = self.intern_actions(&flow.actions)?;
@@ -211,9 +221,20 @@ impl FlowTable {
             None if self.flows >= self.max_flows => Err(PutError::Full(self.max_flows)),
             None => {
                 let actions = self.intern_actions(&flow.actions)?;
-                let id = self.insert(flow, shape, place, hash, actions);
+                let id = self.insert(flow, shape, place, tags, actions);
                 Ok(Put { id, created: true })
             }
+        }
+    }
+
+    /// Asks for a flow's places in both indexes together: in a large table each is a wait for memory.
+    fn prefetch(&mut self, place: Option<usize>, tags: Tags) {
+        let guard = self.reader.enter();
+        if let Some(tag) = tags.ufid {
+            self.ufids.prefetch(&guard, tag);
+        }
+        if let Some(sub) = place.and_then(|n| self.subtables[n].as_ref()) {
+            sub.index.prefetch(&guard, tags.matching);
         }
     }
 
@@ -245,12 +266,12 @@ impl FlowTable {
         flow: &Flow,
         shape: &Shape,
         place: Option<usize>,
-        hash: u64,
+        tags: Tags,
     ) -> Result<Option<FlowId>, PutError> {
         let guard = self.reader.enter();
         let view = self.shared.slots.view(&guard);
-        if let Some(ufid) = &flow.ufid
-            && let Some((id, record)) = find_ufid(&self.shared, &self.ufids, &guard, ufid)
+        if let (Some(ufid), Some(tag)) = (&flow.ufid, tags.ufid)
+            && let Some((id, record)) = find_ufid(&self.shared, &self.ufids, &guard, ufid, tag)
         {
             let same = record.is_match(&shape.mask, &flow.matching.key);
             return if same { Ok(Some(id)) } else { Err(PutError::UfidInUse(id)) };
@@ -258,7 +279,7 @@ impl FlowTable {
         let Some(sub) = place.and_then(|n| self.subtables[n].as_ref()) else { return Ok(None) };
         let found = sub
             .index
-            .candidates(&guard, tag_of(hash))
+            .candidates(&guard, tags.matching)
             .filter_map(|slot| Some((slot, view.get(slot)?)))
             .find(|(_, r)| r.is_match(&shape.mask, &flow.matching.key));
         let Some((slot, record)) = found else { return Ok(None) };
@@ -301,7 +322,7 @@ impl FlowTable {
         flow: &Flow,
         shape: Arc<Shape>,
         known: Option<usize>,
-        hash: u64,
+        tags: Tags,
         actions: Arc<Actions>,
     ) -> FlowId {
         let place = known.unwrap_or_else(|| self.add_subtable(&shape.mask));
@@ -319,10 +340,10 @@ impl FlowTable {
         self.shared.slots.replace(slot, Some(Box::new(record)));
         let guard = self.reader.enter();
         if let Some(sub) = &mut self.subtables[place] {
-            sub.index.insert(&guard, tag_of(hash), slot);
+            sub.index.insert(&guard, tags.matching, slot);
         }
-        if let Some(ufid) = &flow.ufid {
-            self.ufids.insert(&guard, tag_of(self.shared.seeds.bytes(ufid.as_bytes())), slot);
+        if let Some(tag) = tags.ufid {
+            self.ufids.insert(&guard, tag, slot);
         }
         drop(guard);
         self.flows += 1;
@@ -389,6 +410,10 @@ impl FlowTable {
         let record =
             self.shared.slots.view(&guard).get(id.slot).filter(|r| r.generation() == id.generation)?;
         let stats_generation = record.stats_generation();
+        let ufid = record.ufid().map(|ufid| ufid_tag(&self.shared.seeds, ufid));
+        if let Some(tag) = ufid {
+            self.ufids.prefetch(&guard, tag);
+        }
         let tag = tag_of(record.hash(&self.shared.seeds));
         let place = match &self.last {
             Some(last) if Arc::ptr_eq(&last.shape, record.shape()) => Some(last.place),
@@ -401,8 +426,8 @@ impl FlowTable {
             sub.index.remove(&guard, tag, id.slot);
             emptied = sub.index.is_empty().then_some(place);
         }
-        if let Some(ufid) = record.ufid() {
-            self.ufids.remove(&guard, tag_of(self.shared.seeds.bytes(ufid.as_bytes())), id.slot);
+        if let Some(tag) = ufid {
+            self.ufids.remove(&guard, tag, id.slot);
         }
         drop(guard);
         self.shared.slots.replace(id.slot, None);
@@ -457,7 +482,8 @@ impl FlowTable {
     /// The flow with this UFID.
     pub fn find_ufid(&mut self, ufid: &Ufid) -> Option<FlowId> {
         let guard = self.reader.enter();
-        find_ufid(&self.shared, &self.ufids, &guard, ufid).map(|(id, _)| id)
+        let tag = ufid_tag(&self.shared.seeds, ufid);
+        find_ufid(&self.shared, &self.ufids, &guard, ufid, tag).map(|(id, _)| id)
     }
 
     /// The flow with this mask and masked key.
@@ -532,15 +558,20 @@ impl FlowTable {
     }
 }
 
+fn ufid_tag(seeds: &Seeds, ufid: &Ufid) -> u32 {
+    tag_of(seeds.bytes(ufid.as_bytes()))
+}
+
 fn find_ufid<'g>(
     shared: &'g TableShared,
     ufids: &Index,
     guard: &'g Guard<'_>,
     ufid: &Ufid,
+    tag: u32,
 ) -> Option<(FlowId, &'g FlowRecord)> {
     let view = shared.slots.view(guard);
     ufids
-        .candidates(guard, tag_of(shared.seeds.bytes(ufid.as_bytes())))
+        .candidates(guard, tag)
         .filter_map(|slot| Some((slot, view.get(slot)?)))
         .find(|(_, r)| r.ufid() == Some(ufid))
         .map(|(slot, r)| (FlowId { slot, generation: r.generation() }, r))
