@@ -85,11 +85,12 @@ impl Planner {
         self.under_way = self.under_way.saturating_sub(1);
         match (op, failed) {
             (Op::Insert, None) => {
-                (slot.reason, slot.since_ns) = (None, now_ns);
+                slot.clear_reason();
+                slot.since_ns = now_ns;
                 self.set_leads(id, true);
             }
             (Op::Replace, None) => {
-                slot.reason = None;
+                slot.clear_reason();
                 self.set_leads(id, true);
             }
             (Op::Insert, Some(status)) => return self.insert_failed(id, status, again),
@@ -111,7 +112,7 @@ impl Planner {
             .map_or(TableRef { id: table, stage: Stage(0), tcam: false }, TableRef::from);
         let several = slot.places.as_slice().len() > 1;
         let mut full = false;
-        slot.reason = Some(match status {
+        slot.set_reason(match status {
             UpdateStatus::TableFull | UpdateStatus::MasksFull => {
                 full = true;
                 if status == UpdateStatus::TableFull { Reason::TableFull(t) } else { Reason::MasksFull(t) }
@@ -129,7 +130,7 @@ impl Planner {
         if slot.installed != 0 {
             self.stats.rolled_back += 1;
             if several && !full {
-                slot.reason = Some(Reason::RolledBack { table, first: status, second: None });
+                slot.set_reason(Reason::RolledBack { table, first: status, second: None });
             }
             slot.again = again;
             return self.delete(id, if full { After::Plan } else { After::Wait });
@@ -147,7 +148,7 @@ impl Planner {
     fn replace_failed(&mut self, id: FlowId, status: UpdateStatus, again: bool) {
         let Some(slot) = self.slot_mut(id) else { return };
         let (table, again) = (slot.table, again || status == UpdateStatus::NotFound);
-        slot.reason = Some(match status {
+        slot.set_reason(match status {
             UpdateStatus::NotFound => Reason::Rewriting,
             UpdateStatus::Rejected(code) => Reason::Rejected { table, code },
             _ => Reason::RolledBack { table, first: status, second: None },
@@ -164,8 +165,8 @@ impl Planner {
 
     fn deleted(&mut self, id: FlowId, failed: Option<UpdateStatus>, again: bool) {
         let Some(slot) = self.slot_mut(id) else { return };
-        if let (Some(status), Some(Reason::RolledBack { second, .. })) = (failed, &mut slot.reason) {
-            second.get_or_insert(status);
+        if let (Some(status), Some(Reason::RolledBack { table, first, second: None })) = (failed, slot.reason()) {
+            slot.set_reason(Reason::RolledBack { table, first, second: Some(status) });
         }
         if slot.installed != 0 {
             // A device that does not let go of an entry would go on acting on it.
@@ -175,7 +176,7 @@ impl Planner {
         let (table, after, wanted) = (slot.table, slot.after, slot.wanted);
         slot.places = Places::None;
         (slot.matched, slot.whole, slot.failed) = (0, 0, None);
-        let evicted = matches!(slot.reason, Some(Reason::Evicted { .. }));
+        let evicted = matches!(slot.reason(), Some(Reason::Evicted { .. }));
         slot.evicted = evicted && after == After::Wait;
         let into = self.promoted.remove(&id);
         if wanted && (again || after == After::Plan) {

@@ -258,7 +258,7 @@ impl Planner {
         let state = slot.state();
         let reason = match state {
             State::Hardware | State::PendingReplace => None,
-            _ => slot.reason.or(Some(Reason::Queued)),
+            _ => slot.reason().or(Some(Reason::Queued)),
         };
         Some((state, reason))
     }

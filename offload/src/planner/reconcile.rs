@@ -40,9 +40,9 @@ impl Planner {
             (slot.rewrite, slot.leads, slot.waits, slot.evicted, slot.again) =
                 (false, false, false, false, false);
             if gone {
-                slot.reason = Some(Reason::DeviceGone);
+                slot.set_reason(Reason::DeviceGone);
             } else if !entries.is_empty() || !unanswered.is_empty() {
-                slot.reason = Some(Reason::DeviceFailed);
+                slot.set_reason(Reason::DeviceFailed);
             }
             if slot.wanted {
                 self.enqueue(id);
@@ -59,7 +59,7 @@ impl Planner {
             let Some(slot) = self.slot_mut(id) else { continue };
             slot.queued = false;
             if slot.wanted {
-                slot.reason = Some(Reason::DeviceGone);
+                slot.set_reason(Reason::DeviceGone);
             } else {
                 self.finish_removal(id);
             }

@@ -246,7 +246,9 @@ pub(crate) struct Slot {
     pub(crate) hop_to: Option<u32>,
     /// First failure of what is under way.
     pub(crate) failed: Option<UpdateStatus>,
-    pub(crate) reason: Option<Reason>,
+    /// Why it is not in hardware, if there is more to say than [`Reason::Queued`]. Behind a pointer, as the flows that are
+    /// in hardware have none.
+    pub(super) reason: Option<Box<Reason>>,
     /// Counters of entries that are no more.
     pub(crate) base: Counters,
     /// For placement: packets when it was last looked at, and when it was put where it is.
@@ -255,10 +257,26 @@ pub(crate) struct Slot {
     pub(crate) since_ns: u64,
 }
 
-// The goal is 300 bytes per flow, with the 4 bytes per entry of the map of places.
-const _: () = assert!(size_of::<Slot>() <= 256);
+// The goal is 300 bytes per flow in hardware, of which the map of places has 4, the driver's shadow 4, its counter page 32.
+const _: () = assert!(size_of::<Slot>() <= 176);
 
 impl Slot {
+    pub(crate) fn reason(&self) -> Option<Reason> {
+        self.reason.as_deref().copied()
+    }
+
+    pub(crate) fn set_reason(&mut self, reason: Reason) {
+        match (&mut self.reason, reason) {
+            (_, Reason::Queued) => self.reason = None,
+            (Some(place), reason) => **place = reason,
+            (None, reason) => self.reason = Some(Box::new(reason)),
+        }
+    }
+
+    pub(crate) fn clear_reason(&mut self) {
+        self.reason = None;
+    }
+
     pub(crate) fn state(&self) -> State {
         match self.op {
             Op::Insert => State::PendingInsert,

@@ -45,7 +45,7 @@ impl Planner {
             return if slot.installed != 0 { self.delete(id, After::Plan) } else { self.finish_removal(id) };
         }
         if slot.rewrite && slot.installed != 0 {
-            slot.reason = Some(Reason::Rewriting);
+            slot.set_reason(Reason::Rewriting);
             return self.delete(id, After::Plan);
         }
         slot.rewrite = false;
@@ -59,7 +59,7 @@ impl Planner {
         let Some(slot) = self.slot(id) else { return };
         let (mut excluded, recirc) = (Excluded(slot.excluded), slot.recirc_id);
         // What the device said of a table that it would not take this flow into.
-        let mut full = slot.reason.filter(|r| matches!(r, Reason::TableFull(_) | Reason::MasksFull(_)));
+        let mut full = slot.reason().filter(|r| matches!(r, Reason::TableFull(_) | Reason::MasksFull(_)));
         loop {
             let plan = match lower(&self.pipeline, &self.graph, flow, excluded) {
                 Ok(plan) => plan,
@@ -110,7 +110,7 @@ impl Planner {
             || slot.table != plan.table
             || slot.places.as_slice().len() != plan.entries.len()
         {
-            slot.reason = Some(Reason::Rewriting);
+            slot.set_reason(Reason::Rewriting);
             return self.delete(id, After::Plan);
         }
         if slot.whole == whole {
@@ -168,7 +168,9 @@ impl Planner {
         (slot.failed, slot.evicted, slot.table) = (None, false, plan.table);
         (slot.matched, slot.whole) = (matched, whole);
         // A reason of before, such as a full table, still says why software has it.
-        slot.reason = slot.reason.filter(|r| !matches!(r, Reason::Refused(_))).or(Some(Reason::Queued));
+        if let Some(Reason::Refused(_)) = slot.reason() {
+            slot.set_reason(Reason::Queued);
+        }
         slot.places = places;
         let generation = slot.generation;
         for (part, entry) in plan.entries.into_iter().enumerate() {
@@ -208,7 +210,7 @@ impl Planner {
     pub(super) fn keep_in_software(&mut self, id: FlowId, reason: Reason, table: Option<TableId>) {
         self.set_waits(id, false);
         let Some(slot) = self.slot_mut(id) else { return };
-        slot.reason = Some(reason);
+        slot.set_reason(reason);
         if slot.installed != 0 {
             return self.delete(id, if table.is_some() { After::Wait } else { After::Stay });
         }
@@ -300,7 +302,7 @@ impl Planner {
                 self.stats.evicted += 1;
                 self.promoted.insert(swap.out.id, swap.into.id);
                 if let Some(slot) = self.slot_mut(swap.out.id) {
-                    slot.reason = Some(Reason::Evicted { table: t, rate: swap.out.rate, by: swap.into.rate });
+                    slot.set_reason(Reason::Evicted { table: t, rate: swap.out.rate, by: swap.into.rate });
                     slot.since_ns = now_ns;
                 }
                 self.delete(swap.out.id, After::Wait);
