@@ -25,8 +25,10 @@ const PAGE: u64 = 4096;
 /// DMA faults kept for reading; older ones are only counted.
 const FAULTS_KEPT: usize = 64;
 
-/// Rounds that a thread spins for the other one before it sleeps or goes ahead: longer than most steps take.
+/// Rounds that a register access spins for the model before it sleeps: longer than most steps take.
 const SPINS: u32 = 4096;
+/// Rounds that a step waits for a register access: enough for one that spins; one that has no core is not waited for.
+const YIELDS: u32 = 128;
 
 /// Locks, also after a panic elsewhere: the data are plain values that no panic leaves half-written.
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -363,7 +365,7 @@ impl<D: DeviceModel + 'static> InProc<D> {
 
     /// The model, to be stepped or inspected. Register accesses wait meanwhile.
     pub fn model(&self) -> MutexGuard<'_, D> {
-        for _ in 0..SPINS {
+        for _ in 0..YIELDS {
             if self.inner.waiting.load(Ordering::Relaxed) == 0 {
                 break;
             }

@@ -41,14 +41,19 @@ def table(results):
 
 
 def details(results):
-    """Every configuration's median."""
+    """Every configuration's median, and what flowlift's packets took."""
     names = [name for name in next(iter(results["cases"].values()))["ovs"]]
     for case in results["cases"].values():
         names += [name for name in case["ovs"] if name not in names]
-    lines = [f"| case | {' | '.join(names)} | flowlift, frames 2 KiB apart |", "|---" * (len(names) + 2) + "|"]
+    ours = ["flowlift, frames 2 KiB apart", "flowlift, cycles per packet", "its cache, table"]
+    lines = [f"| case | {' | '.join(names + ours)} |", "|---" * (len(names) + len(ours) + 1) + "|"]
     for name, case in results["cases"].items():
         cells = [f"{statistics.median(case['ovs'][n]):.2f}" if n in case["ovs"] else "-" for n in names]
         cells.append(f"{statistics.median(case['flowlift_spaced']):.2f}")
+        cycles = [run["cycles_per_packet"] for run in case["flowlift_runs"]]
+        cells.append(f"{statistics.median(cycles):.0f}" if None not in cycles else "-")
+        shares = [statistics.median(run[part] for run in case["flowlift_runs"]) for part in ("cache_share", "table_share")]
+        cells.append(", ".join(f"{share:.1%}" for share in shares))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -67,7 +72,8 @@ def section(results, command):
         "",
         "![Mpps per CPU second of both](benchmarks.svg)",
         "",
-        "Every configuration of OVS's, and flowlift with its source frames as far apart as DPDK's buffers:",
+        "Every configuration of OVS's; flowlift with its source frames as far apart as DPDK's buffers; and for its frames one "
+        "behind the other, cycles of the time stamp counter and which tier found the flow:",
         "",
         details(results),
         END,

@@ -165,7 +165,9 @@ impl Planner {
 
     fn deleted(&mut self, id: FlowId, failed: Option<UpdateStatus>, again: bool) {
         let Some(slot) = self.slot_mut(id) else { return };
-        if let (Some(status), Some(Reason::RolledBack { table, first, second: None })) = (failed, slot.reason()) {
+        if let (Some(status), Some(Reason::RolledBack { table, first, second: None })) =
+            (failed, slot.reason())
+        {
             slot.set_reason(Reason::RolledBack { table, first, second: Some(status) });
         }
         if slot.installed != 0 {

@@ -4,9 +4,10 @@
 //! never move within an array, so a reader cannot miss one that stays; a growing table is built anew and swapped in. The
 //! index gives candidates only: the caller looks at the record in the slot and compares.
 
-use super::rcu::{Cell, Domain, Guard, prefetch};
+use super::rcu::{Cell, Domain, Guard, huge_pages, prefetch};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use zerocopy::FromZeros;
 
 /// The low half of an entry is the slot plus [`SLOT_BASE`], or one of these. Empty ends a probe, a tombstone does not.
 const EMPTY: u64 = 0;
@@ -27,9 +28,18 @@ struct Array {
     entries: Box<[AtomicU64]>,
 }
 
+/// Entries from which an array has huge pages, if the system has them.
+const HUGE: usize = 1 << 19;
+
 impl Array {
     fn new(len: usize) -> Self {
-        Self { entries: (0..len).map(|_| AtomicU64::new(EMPTY)).collect() }
+        // Zero bytes are EMPTY, and fresh memory is zero: it is not written before it is used.
+        let mut entries = <[AtomicU64]>::new_box_zeroed_with_elems(len)
+            .unwrap_or_else(|_| (0..len).map(|_| AtomicU64::new(EMPTY)).collect());
+        if len >= HUGE {
+            huge_pages(&mut entries);
+        }
+        Self { entries }
     }
 
     /// Places in probing order: each once.

@@ -39,7 +39,8 @@ pub struct FlowRecord {
     /// Mask and attributes.
     shape: Arc<Shape>,
     actions: Arc<Actions>,
-    /// The masked key's other words, in the mask's order; then, for R20, pairs of word number and bits outside the mask.
+    /// The masked key's other words, in the mask's order, unless all are zero; then, for R20, pairs of word number and bits
+    /// outside the mask.
     cold: Box<[u64]>,
     generation: u32,
     stats_generation: u32,
@@ -64,6 +65,9 @@ impl FlowRecord {
         let mut cold: Vec<u64> = mask.masked_rest(&matching.key).collect();
         let masks = matching.mask.0.words();
         let rest_zero = cold.iter().all(|w| *w == 0);
+        if rest_zero {
+            cold = Vec::new();
+        }
         for (i, (w, m)) in matching.key.words().iter().zip(masks).enumerate() {
             if w & !m != 0 {
                 cold.extend([i as u64, w & !m]);
@@ -99,8 +103,14 @@ impl FlowRecord {
     /// True if a packet with this key is the flow's.
     #[inline(always)]
     pub fn matches(&self, key: LookupKey<'_>) -> bool {
-        let mask = &self.shape.mask;
-        mask.matches(&self.hot, &self.cold[..mask.rest.len().min(self.cold.len())], self.rest_zero, key)
+        self.shape.mask.matches(&self.hot, self.rest(), self.rest_zero, key)
+    }
+
+    /// Words of the masked key after the hot line; empty if all are zero.
+    #[inline(always)]
+    fn rest(&self) -> &[u64] {
+        let words = if self.rest_zero { 0 } else { self.shape.mask.rest.len() };
+        &self.cold[..words.min(self.cold.len())]
     }
 
     /// True if its mask is `mask` and its masked key that of `key`.
@@ -150,7 +160,7 @@ impl FlowRecord {
         let mut key = Key::default();
         let words = key.words_mut();
         words[..HOT_WORDS].copy_from_slice(&self.hot);
-        for (&(i, _), w) in self.shape.mask.rest.iter().zip(&self.cold) {
+        for (&(i, _), w) in self.shape.mask.rest.iter().zip(self.rest()) {
             words[usize::from(i)] = *w;
         }
         key
@@ -159,7 +169,7 @@ impl FlowRecord {
     /// The match, exactly as installed (R20).
     pub fn matching(&self) -> Match {
         let mut key = self.masked_key();
-        let outside = self.cold.get(self.shape.mask.rest.len()..).unwrap_or_default();
+        let outside = self.cold.get(self.rest().len()..).unwrap_or_default();
         let (pairs, _) = outside.as_chunks::<2>();
         for [i, w] in pairs {
             key.words_mut()[*i as usize % KEY_WORDS] |= w;
@@ -178,7 +188,7 @@ impl FlowRecord {
         if self.rest_zero {
             return h;
         }
-        let rest = self.cold.iter().take(self.shape.mask.rest.len()).enumerate();
+        let rest = self.rest().iter().enumerate();
         seeds.finish(rest.fold(h, |h, (n, w)| seeds.add(h, n, *w)))
     }
 
@@ -189,7 +199,7 @@ impl FlowRecord {
             return hash;
         }
         // Both lists ascend, and the other one has no word that this one lacks.
-        let mut own = self.shape.mask.rest.iter().zip(&self.cold);
+        let mut own = self.shape.mask.rest.iter().zip(self.rest());
         let (mut any, mut h) = (0, hash);
         for (n, (i, m)) in mask.rest.iter().enumerate() {
             let word = own.find(|((j, _), _)| j == i).map_or(0, |(_, word)| word & m);

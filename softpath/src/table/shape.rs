@@ -95,7 +95,8 @@ impl SparseMask {
         if key.hot_only || self.rest.is_empty() { h } else { hash_rest(&self.rest, seeds, h, key.key) }
     }
 
-    /// True if `key` has under this mask the words `want_hot` and `want_rest`, which are all zero if `rest_zero`.
+    /// True if `key` has under this mask the words `want_hot` and `want_rest`; if `rest_zero`, the latter are all zero, and
+    /// not looked at.
     #[inline(always)]
     pub fn matches(
         &self,
@@ -111,7 +112,11 @@ impl SparseMask {
             diff |= (k[i] ^ want_hot[i]) & self.hot[i];
         }
         diff == 0
-            && if key.hot_only { rest_zero } else { self.masked_rest(key.key).eq(want_rest.iter().copied()) }
+            && match (key.hot_only, rest_zero) {
+                (true, rest_zero) => rest_zero,
+                (false, true) => self.masked_rest(key.key).all(|w| w == 0),
+                (false, false) => self.masked_rest(key.key).eq(want_rest.iter().copied()),
+            }
     }
 
     /// Every bit that is in both masks.

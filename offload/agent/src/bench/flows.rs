@@ -1,13 +1,14 @@
-//! `flowlift bench flows`: the flow table alone, without a NIC.
+//! `flowlift bench flows`: what flows cost, in time and memory.
 //!
-//! First the writer: decoded five-tuple flows with UFIDs are put, all of them, and deleted again; memory is what the
+//! The writer has the first of two cores, the reader the other one. First the writer: decoded five-tuple flows with UFIDs are put, all of them, and deleted again; memory is what the
 //! process has in RAM more than before. Then writer and reader together, on two cores: the reader forwards and takes the
 //! time of each batch, once alone and once while the writer puts and deletes without a pause. A writer that stopped
-//! readers would show in the longest batches.
+//! readers would show in the longest batches. Last the memory that flows take in planner and driver ([`super::memory`]).
 
+use super::args::Measure;
 use super::cpu;
-use super::datapath::seconds;
 use super::forward::{Forwarder, Frames};
+use super::memory::{self, NicMemory};
 use super::traffic::{EXACT, IN_PORT, Tuple, flow, frame};
 use anyhow::{Result, anyhow, ensure};
 use clap::Args;
@@ -28,15 +29,8 @@ pub struct FlowsArgs {
     /// Flows to put.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=8_000_000))]
     flows: u32,
-    /// Seconds of each part with a reader.
-    #[arg(long, value_name = "N", default_value_t = 3.0)]
-    seconds: f64,
-    /// First of the two cores: the writer's; the reader has the next. [default: the last two]
-    #[arg(long, value_name = "CORE")]
-    core: Option<usize>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    measure: Measure,
 }
 
 /// What `bench flows` prints.
@@ -47,6 +41,7 @@ struct Report {
     writer: Writer,
     #[serde(flatten)]
     both: Both,
+    nic: NicMemory,
 }
 
 /// The writer alone.
@@ -138,12 +133,13 @@ impl std::fmt::Display for Report {
             reader_with_writer.mpps_cpu,
             100.0 * speed_kept,
             reader_with_writer.batch_us
-        )
+        )?;
+        self.nic.fmt(f)
     }
 }
 
 /// Five-tuple number `n`.
-fn tuple(n: u32) -> Tuple {
+pub(super) fn tuple(n: u32) -> Tuple {
     Tuple { src: 0x0a00_0000 | n & 0xff_ffff, dst: 0x0b00_0001, sport: n as u16, dport: 2000 }
 }
 
@@ -287,13 +283,14 @@ fn writer_and_reader(time: Duration, core: usize) -> Result<Both> {
 }
 
 pub(super) fn run(args: &FlowsArgs) -> Result<()> {
-    let time = seconds(args.seconds)?;
-    let cores = cpu::choose(args.core, 2)?;
+    let time = args.measure.time()?;
+    let cores = args.measure.cores(2)?;
     cpu::pin(cores[0])?;
     let report = Report {
         flows: args.flows,
         writer: writer_alone(args.flows)?,
         both: writer_and_reader(time, cores[1])?,
+        nic: memory::measure(args.flows.min(memory::MOST))?,
     };
-    super::print(&report, args.json)
+    args.measure.print(&report)
 }

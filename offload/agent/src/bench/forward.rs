@@ -55,7 +55,7 @@ impl Frames {
 
     /// Bytes of frame number `at`.
     #[inline(always)]
-    fn get(&self, at: usize) -> &[u8] {
+    pub(super) fn get(&self, at: usize) -> &[u8] {
         let (start, len) = self.places[at];
         &self.bytes[start..start + len]
     }

@@ -4,8 +4,7 @@
 //! one class also match 4 of the source's lowest 16 bits, and which 4 these are depends on the class, in as many ways as
 //! there are masks. So each class has 16 megaflows whatever the number of masks.
 
-use super::cpu;
-use super::datapath::seconds;
+use super::args::Measure;
 use super::forward::{Frames, Speed, forward};
 use super::traffic::{IN_PORT, Random, Tuple, Zipf, flow, frame};
 use anyhow::{Result, bail};
@@ -29,18 +28,11 @@ pub struct MasksArgs {
     /// Numbers of masks, 1 to 512; the first is what the others are compared with.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "16,64,512")]
     masks: Vec<u32>,
-    /// Seconds to measure each, after as long to warm up.
-    #[arg(long, value_name = "N", default_value_t = 3.0)]
-    seconds: f64,
     /// Rounds; the median of each figure counts.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Core to run on. [default: the last]
-    #[arg(long, value_name = "CORE")]
-    core: Option<usize>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    measure: Measure,
 }
 
 /// What `bench masks` prints.
@@ -121,8 +113,8 @@ fn datapath(connections: &[Tuple], masks: u32) -> Result<Datapath> {
 }
 
 pub(super) fn run(args: &MasksArgs) -> Result<()> {
-    let time = seconds(args.seconds)?;
-    let cores = cpu::choose(args.core, 1)?;
+    let time = args.measure.time()?;
+    let cores = args.measure.cores(1)?;
     if let Some(n) = args.masks.iter().find(|n| !(1..=CLASSES).contains(*n)) {
         bail!("--masks {n}: expected 1 to {CLASSES}");
     }
@@ -155,7 +147,7 @@ pub(super) fn run(args: &MasksArgs) -> Result<()> {
             speed,
         })
         .collect();
-    super::print(&Report { frames: frames.len(), cases }, args.json)
+    args.measure.print(&Report { frames: frames.len(), cases })
 }
 
 #[cfg(test)]

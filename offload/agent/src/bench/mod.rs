@@ -3,11 +3,15 @@
 //! Every figure is per second of CPU time of the thread that does the work, so that other work on a shared core does not
 //! spoil it; wall-clock figures stand beside it. `docs/benchmarks.md` says how these are compared with Open vSwitch.
 
+mod args;
+mod beside;
+mod card;
 mod cpu;
 mod datapath;
 mod flows;
 mod forward;
 mod masks;
+mod memory;
 mod traffic;
 mod updates;
 
@@ -21,10 +25,14 @@ pub enum BenchCommand {
     Datapath(datapath::DatapathArgs),
     /// Forward the same traffic under different numbers of masks, and compare the cost of a packet.
     Masks(masks::MasksArgs),
-    /// Put flows into the softpath and delete them, while a reader forwards; and measure their memory.
+    /// Put flows into the softpath and delete them, while a reader forwards; and measure their memory, there and in the
+    /// planner and driver of a NIC.
     Flows(flows::FlowsArgs),
     /// Insert, replace and delete entries of the simulated NIC, and forward while rules change.
     Updates(updates::UpdatesArgs),
+    /// The device of a benchmark that has it in a process of its own.
+    #[command(hide = true)]
+    Device(memory::DeviceArgs),
 }
 
 /// Runs a benchmark and prints its report to the standard output.
@@ -37,15 +45,6 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Masks(args) => masks::run(args),
         BenchCommand::Flows(args) => flows::run(args),
         BenchCommand::Updates(args) => updates::run(args),
+        BenchCommand::Device(args) => memory::serve(args),
     }
-}
-
-/// Prints `report` as JSON, or as its text.
-fn print<R: serde::Serialize + std::fmt::Display>(report: &R, json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
 }
