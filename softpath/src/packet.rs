@@ -9,7 +9,7 @@
 //!                     ^ start           ^ start + len
 //! ```
 
-use flowlift_flow::{Metadata, key::eth_type};
+use flowlift_flow::{Key, Metadata, key::eth_type};
 use flowlift_port::offload::{self, Offload};
 
 /// Bytes kept free ahead of a received frame: room for the headers that actions push (two VLAN tags, a label stack, an
@@ -79,6 +79,35 @@ fn copy(to: &mut [u8], from: &[u8]) {
     }
 }
 
+/// Tunnel fields (`tun_*` of a key) that a packet may have. Their memory stays for the next packet's.
+#[derive(Debug, Clone, Default)]
+struct TunnelFields {
+    present: bool,
+    key: Option<Box<Key>>,
+}
+
+impl TunnelFields {
+    fn set(&mut self, from: &Key) {
+        let key = self.key.get_or_insert_default();
+        key.words_mut()[TUNNEL_WORDS].copy_from_slice(&from.words()[TUNNEL_WORDS]);
+        self.present = true;
+    }
+
+    fn get(&self) -> Option<&Key> {
+        self.key.as_deref().filter(|_| self.present)
+    }
+
+    fn copy_from(&mut self, other: &Self) {
+        match other.get() {
+            Some(key) => self.set(key),
+            None => self.present = false,
+        }
+    }
+}
+
+/// The words of a key that tunnels fill: all from `tun_id` on.
+pub(crate) const TUNNEL_WORDS: std::ops::RangeFrom<usize> = std::mem::offset_of!(Key, tun_id) / 8..;
+
 /// A packet. See the module's head.
 #[derive(Debug, Clone)]
 pub struct Packet {
@@ -97,6 +126,10 @@ pub struct Packet {
     /// What the packet's sender left to do, a partial checksum or segmentation. Set it after filling; headers that come and go ahead of
     /// it move it, and whoever sends the packet is told ([`crate::Sink::output_unfinished`]).
     pub offload: Option<Offload>,
+    /// What was outside it when it came.
+    tunnel: TunnelFields,
+    /// What is to be outside it when it leaves by a tunnel port.
+    egress_tunnel: TunnelFields,
 }
 
 impl Packet {
@@ -117,7 +150,36 @@ impl Packet {
             packet_type: PacketType::ETHERNET,
             metadata: Metadata::default(),
             offload: None,
+            tunnel: TunnelFields::default(),
+            egress_tunnel: TunnelFields::default(),
         }
+    }
+
+    /// The packet came out of a tunnel: its key has these `tun_*` fields. Set it after filling.
+    pub fn set_tunnel(&mut self, tunnel: &Key) {
+        self.tunnel.set(tunnel);
+    }
+
+    /// What [`Packet::set_tunnel`] set.
+    pub fn tunnel(&self) -> Option<&Key> {
+        self.tunnel.get()
+    }
+
+    /// True after [`Packet::set_tunnel`].
+    #[inline(always)]
+    pub(crate) fn has_tunnel(&self) -> bool {
+        self.tunnel.present
+    }
+
+    /// Gives the packet the tunnel in which it leaves. As in the kernel's datapath, its key does not change.
+    pub(crate) fn set_egress_tunnel(&mut self, tunnel: &Key) {
+        self.egress_tunnel.set(tunnel);
+    }
+
+    /// True if nothing is to be told to whoever sends the packet but its bytes.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.offload.is_none() && !self.egress_tunnel.present
     }
 
     /// Makes this a fresh Ethernet frame of `len` bytes from the wire and gives its bytes, to be overwritten: they still
@@ -135,6 +197,8 @@ impl Packet {
         self.packet_type = PacketType::ETHERNET;
         self.metadata = metadata;
         self.offload = None;
+        self.tunnel.present = false;
+        self.egress_tunnel.present = false;
         &mut self.buf[HEADROOM..HEADROOM + len]
     }
 
@@ -152,6 +216,8 @@ impl Packet {
         self.flow_hash = other.flow_hash;
         self.packet_type = other.packet_type;
         self.offload = other.offload;
+        self.tunnel.copy_from(&other.tunnel);
+        self.egress_tunnel.copy_from(&other.egress_tunnel);
     }
 
     /// Length in bytes, without a pending truncation.
@@ -188,11 +254,16 @@ impl Packet {
         self.len.saturating_sub(self.cut)
     }
 
-    /// As [`Packet::take_for_output`], with what is left to do on those bytes.
-    pub(crate) fn take_unfinished(&mut self) -> (&[u8], Option<Offload>) {
+    /// As [`Packet::take_for_output`], with all that is to be told besides.
+    pub(crate) fn take_with_all(&mut self) -> Outgoing<'_> {
         let len = if self.cut_next { self.send_len() } else { self.len };
         let offload = self.offload.and_then(|offload| offload.cut(self.bytes(), len));
-        (self.take_for_output(), offload)
+        if self.cut_next {
+            self.cut = 0;
+            self.cut_next = false;
+        }
+        let bytes = &self.buf[self.start..self.start + len];
+        Outgoing { bytes, offload, tunnel: self.egress_tunnel.get() }
     }
 
     /// What the next output sends: all bytes, or less after a trunc action, which this uses up.
@@ -247,6 +318,14 @@ impl Packet {
         self.len -= count;
         self.cut = self.cut.min(self.len);
     }
+}
+
+/// A packet as it is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outgoing<'p> {
+    pub(crate) bytes: &'p [u8],
+    pub(crate) offload: Option<Offload>,
+    pub(crate) tunnel: Option<&'p Key>,
 }
 
 /// Does in software what is left to do on `packet`: gives the frames that come of it to `each`, in order. A packet whose headers

@@ -13,7 +13,7 @@ use crate::packet::Packet;
 use crate::stats::{Counters, FlowStats};
 use crate::table::FlowId;
 use crate::worker::{Dropped, Sink, Upcall, upcall_miss};
-use flowlift_flow::{Flow, Match, PortNo, Ufid};
+use flowlift_flow::{Flow, Key, Match, PortNo, Ufid};
 use flowlift_port::Offload;
 use std::collections::BTreeMap;
 
@@ -187,6 +187,10 @@ impl<S: Sink> actions::Sink for Pass<'_, S> {
 
     fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
         self.sink.output_unfinished(port, packet, offload);
+    }
+
+    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
+        self.sink.output_tunnel(port, packet, offload, tunnel);
     }
 
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {

@@ -68,6 +68,17 @@ pub trait Sink {
         finish(packet, Some(offload), |whole| self.output(port, whole));
     }
 
+    /// Sends `packet`, which a set(tunnel) action gave the `tun_*` fields of `tunnel`, to `port`: they are outside it when that is a tunnel
+    /// port. Other ports do not care.
+    #[cold]
+    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
+        let _ = tunnel;
+        match offload {
+            Some(offload) => self.output_unfinished(port, packet, offload),
+            None => self.output(port, packet),
+        }
+    }
+
     /// Hands a packet to the user; what is left to do on it has been done, and each of its segments comes by itself. False if it
     /// could not be taken: that is counted as lost (R4).
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool;
@@ -451,6 +462,10 @@ impl<S: Sink> actions::Sink for Run<'_, '_, S> {
 
     fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
         self.sink.output_unfinished(port, packet, offload);
+    }
+
+    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
+        self.sink.output_tunnel(port, packet, offload, tunnel);
     }
 
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {

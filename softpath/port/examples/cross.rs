@@ -1,22 +1,65 @@
-//! Joins two network devices like a cable, with all offloads: `cross eth0 eth1`, `cross eth0 tap:t0` (an internal port).
+//! Joins two ports like a cable, with all offloads: `cross eth0 eth1`, `cross eth0 tap:t0` (an internal port), `cross eth0
+//! vxlan:192.0.2.1:7` and `geneve:...` (a tunnel to that remote end, with that VNI).
 //! Prints what each port counted when its input ends.
 
 use flowlift_port::{
     Burst, BurstSource, FrameSink, InternalConfig, InternalPort, LinkState, PacketPort, PortError, PortStats,
 };
+use flowlift_port::{Frame, TunnelInfo, TunnelKind, TunnelPort, TunnelSender};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, BorrowedFd};
 
 enum Port {
     Packet(PacketPort),
     Internal(InternalPort),
+    Tunnel(Tunnel),
+}
+
+/// A tunnel to one remote end.
+struct Tunnel {
+    port: TunnelPort,
+    info: TunnelInfo,
+}
+
+struct ToTunnel(TunnelSender, TunnelInfo);
+
+impl FrameSink for ToTunnel {
+    fn send(&mut self, frame: Frame<'_>) -> Result<(), PortError> {
+        self.0.send(&self.1, frame)
+    }
+}
+
+impl BurstSource for Tunnel {
+    fn receive_burst(
+        &mut self,
+        burst: &mut Burst,
+        each: &mut dyn FnMut(Frame<'_>),
+    ) -> Result<usize, PortError> {
+        let Self { port, info } = self;
+        port.receive(burst, &mut |got, frame| {
+            if got.vni == info.vni && got.src == info.dst {
+                each(frame);
+            }
+        })
+    }
+}
+
+impl Tunnel {
+    fn open(kind: TunnelKind, udp_port: u16, end: &str) -> Result<Self, Box<dyn std::error::Error>> {
+        let (remote, vni) = end.rsplit_once(':').ok_or("a tunnel's remote end is ADDRESS:VNI")?;
+        let info =
+            TunnelInfo { dst: remote.parse()?, vni: vni.parse()?, checksum: true, ..TunnelInfo::default() };
+        Ok(Self { port: TunnelPort::open(kind, udp_port)?, info })
+    }
 }
 
 impl Port {
-    fn open(name: &str) -> Result<Self, PortError> {
-        Ok(match name.strip_prefix("tap:") {
-            Some(name) => Self::Internal(InternalPort::open(name, InternalConfig::default())?),
-            None => Self::Packet(PacketPort::open(name)?),
+    fn open(name: &str) -> Result<Self, Box<dyn std::error::Error>> {
+        Ok(match name.split_once(':') {
+            Some(("tap", name)) => Self::Internal(InternalPort::open(name, InternalConfig::default())?),
+            Some(("vxlan", end)) => Self::Tunnel(Tunnel::open(TunnelKind::Vxlan { gbp: false }, 4789, end)?),
+            Some(("geneve", end)) => Self::Tunnel(Tunnel::open(TunnelKind::Geneve, 6081, end)?),
+            _ => Self::Packet(PacketPort::open(name)?),
         })
     }
 
@@ -24,6 +67,7 @@ impl Port {
         match self {
             Self::Packet(port) => Box::new(port.sender()),
             Self::Internal(port) => Box::new(port.sender()),
+            Self::Tunnel(tunnel) => Box::new(ToTunnel(tunnel.port.sender(), tunnel.info.clone())),
         }
     }
 
@@ -31,6 +75,7 @@ impl Port {
         match self {
             Self::Packet(port) => port,
             Self::Internal(port) => port,
+            Self::Tunnel(tunnel) => tunnel,
         }
     }
 
@@ -38,6 +83,7 @@ impl Port {
         match self {
             Self::Packet(port) => port.as_fd(),
             Self::Internal(port) => port.as_fd(),
+            Self::Tunnel(tunnel) => tunnel.port.as_fd(),
         }
     }
 
@@ -45,6 +91,7 @@ impl Port {
         match self {
             Self::Packet(port) => port.stats(),
             Self::Internal(port) => port.stats(),
+            Self::Tunnel(tunnel) => tunnel.port.stats(),
         }
     }
 }

@@ -16,8 +16,10 @@ pub mod link;
 pub mod memory;
 pub mod offload;
 pub mod packet;
+mod sockopt;
 mod stats;
 pub mod tap;
+pub mod tunnel;
 mod whole;
 
 use thiserror::Error;
@@ -31,6 +33,7 @@ pub use offload::Offload;
 pub use packet::{PacketPort, PacketSender};
 pub use stats::PortStats;
 pub use tap::{InternalConfig, InternalPort, TapPort, TapSender};
+pub use tunnel::{TunnelInfo, TunnelKind, TunnelPort, TunnelSender};
 
 /// The longest frame that any port takes or gives, in bytes: what capture programs use as the largest snapshot length.
 pub const MAX_FRAME: usize = 262_144;

@@ -49,6 +49,9 @@ impl Compiler {
             Action::Output(port) => Op::Output(*port),
             Action::Userspace(args) => Op::Userspace(Box::new(args.clone())),
             Action::Set(value) => set(value, &exact(value))?,
+            Action::SetMasked { value: Header::Tunnel(_), .. } => {
+                return Err(Unsupported::Set("bits of a tunnel (U8)"));
+            }
             Action::SetMasked { value, mask } => set(value, mask)?,
             &Action::PushVlan { tpid, tci } => {
                 if tci & VLAN_CFI == 0 {
@@ -133,6 +136,7 @@ impl Op {
             | Op::SetNd(_)
             | Op::SetPriority(_)
             | Op::SetMark(_)
+            | Op::SetTunnel(_)
             | Op::PushVlan { .. }
             | Op::PopVlan
             | Op::PushMpls { .. }
@@ -334,7 +338,7 @@ fn set(value: &Header, mask: &Header) -> Result<Op, Unsupported> {
             }
             Op::SetNsh(Box::new(Bits { set, keep }))
         }
-        (Header::Tunnel(_), _) => return Err(Unsupported::Set("tunnel")),
+        (Header::Tunnel(tunnel), _) => Op::SetTunnel(tunnel.clone()),
         (other, _) => return Err(Unsupported::OutsideMask(name(other))),
     })
 }

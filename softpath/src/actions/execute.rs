@@ -7,7 +7,7 @@ use super::{
     hash, l2, l3, l4,
 };
 use crate::extract::{KeyBuf, L3Kind, L4Kind, Layers, extract_packet};
-use crate::packet::{FlowHash, Packet, finish};
+use crate::packet::{FlowHash, Outgoing, Packet, finish};
 use flowlift_flow::action::HashAlg;
 use flowlift_flow::{Key, PortNo};
 
@@ -35,12 +35,15 @@ pub fn execute<S: Sink>(
 /// Sends a packet to a port.
 #[inline(always)]
 fn output<S: Sink>(sink: &mut S, port: PortNo, packet: &mut Packet) {
-    if packet.offload.is_none() {
+    if packet.is_plain() {
         return sink.output(port, packet.take_for_output());
     }
-    match packet.take_unfinished() {
-        (bytes, Some(offload)) => sink.output_unfinished(port, bytes, offload),
-        (bytes, None) => sink.output(port, bytes),
+    match packet.take_with_all() {
+        Outgoing { bytes, offload, tunnel: Some(tunnel) } => sink.output_tunnel(port, bytes, offload, tunnel),
+        Outgoing { bytes, offload: Some(offload), tunnel: None } => {
+            sink.output_unfinished(port, bytes, offload)
+        }
+        Outgoing { bytes, offload: None, tunnel: None } => sink.output(port, bytes),
     }
 }
 
@@ -75,9 +78,9 @@ impl<S: Sink> Run<'_, S> {
         match op {
             Op::Output(port) => output(self.sink, *port, packet),
             Op::Userspace(userspace) => {
-                let (bytes, offload) = packet.take_unfinished();
+                let Outgoing { bytes, offload, tunnel: egress_tunnel } = packet.take_with_all();
                 finish(bytes, offload, |packet| {
-                    self.sink.upcall(ActionUpcall { key: self.key, userspace, packet });
+                    self.sink.upcall(ActionUpcall { key: self.key, userspace, packet, egress_tunnel });
                 });
             }
             Op::SetEth(new) => l2::set_eth(packet, new),
@@ -90,6 +93,7 @@ impl<S: Sink> Run<'_, S> {
             Op::SetIcmp(icmp, new) => l4::set_icmp(packet, headers, *icmp, new),
             Op::SetNd(new) => l4::set_nd(packet, headers, new),
             Op::SetPriority(new) => set_metadata(&mut packet.metadata.skb_priority, *new),
+            Op::SetTunnel(tunnel) => packet.set_egress_tunnel(tunnel),
             Op::SetMark(new) => set_metadata(&mut packet.metadata.skb_mark, *new),
             Op::PushVlan { tpid, tci } => l2::push_vlan(packet, headers, *tpid, *tci),
             Op::PopVlan => l2::pop_vlan(packet, headers),

@@ -135,6 +135,7 @@ enum Op {
     SetNd(Box<Bits<l4::Nd>>),
     SetPriority(Bits<u32>),
     SetMark(Bits<u32>),
+    SetTunnel(Box<Key>),
     PushVlan {
         tpid: u16,
         tci: u16,
@@ -205,6 +206,8 @@ pub struct ActionUpcall<'a> {
     pub userspace: &'a Userspace,
     /// The packet as earlier actions left it (U11), cut by a trunc action.
     pub packet: &'a [u8],
+    /// The tunnel in which it would leave, in `tun_*` fields: what a set(tunnel) action before set.
+    pub egress_tunnel: Option<&'a Key>,
 }
 
 /// A packet for a psample group.
@@ -249,6 +252,17 @@ pub trait Sink {
     #[cold]
     fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
         finish(packet, Some(offload), |whole| self.output(port, whole));
+    }
+
+    /// As [`Sink::output`], a packet that a set(tunnel) action gave the `tun_*` fields of `tunnel`: what is outside it when `port` is a
+    /// tunnel port. Other ports do not care.
+    #[cold]
+    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
+        let _ = tunnel;
+        match offload {
+            Some(offload) => self.output_unfinished(port, packet, offload),
+            None => self.output(port, packet),
+        }
     }
 
     /// Hands a packet to the user. Packets on which something is left to do come finished, segment by segment.

@@ -27,7 +27,7 @@ mod ipv6;
 #[cfg(test)]
 mod tests;
 
-use crate::packet::{Packet, PacketType};
+use crate::packet::{Packet, PacketType, TUNNEL_WORDS};
 use flowlift_flow::{Frag, Key, Metadata};
 
 /// The L3 header that was found whole and valid.
@@ -237,11 +237,15 @@ fn metadata(md: &Metadata, key: &mut Key) {
 /// As [`extract`], of a packet that begins with what its packet type says.
 #[inline]
 pub fn extract_packet(packet: &Packet, key: &mut KeyBuf) -> Layers {
-    if packet.packet_type.is_ethernet() {
+    let layers = if packet.packet_type.is_ethernet() {
         extract(packet.bytes(), &packet.metadata, key)
     } else {
         extract_bare(packet.bytes(), packet.packet_type, &packet.metadata, key)
+    };
+    if let Some(tunnel) = packet.tunnel() {
+        key.key_mut().words_mut()[TUNNEL_WORDS].copy_from_slice(&tunnel.words()[TUNNEL_WORDS]);
     }
+    layers
 }
 
 /// As [`extract_packet`], for the packet loop: plain IPv4 is all that is inlined, and the result is written where it stays.
@@ -249,7 +253,7 @@ pub fn extract_packet(packet: &Packet, key: &mut KeyBuf) -> Layers {
 /// parts have left the store buffer.
 #[inline(always)]
 pub(crate) fn extract_into(packet: &Packet, key: &mut KeyBuf, layers: &mut Layers) {
-    if packet.packet_type.is_ethernet() {
+    if packet.packet_type.is_ethernet() && !packet.has_tunnel() {
         key.clean();
         if let Some(found) = fast::untagged(packet.bytes(), &packet.metadata, &mut key.key) {
             *layers = found;

@@ -10,6 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::burst::{BURST, MAX_RECEIVED, SLOT, TAG};
 use crate::offload::vnet;
+use crate::sockopt::set;
 
 /// `PACKET_IGNORE_OUTGOING` of `<linux/if_packet.h>`: frames that the host sends are not received.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
@@ -53,21 +54,6 @@ pub(super) fn open(index: u32) -> io::Result<OwnedFd> {
     };
     set(&socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)?;
     Ok(socket)
-}
-
-/// Sets an option.
-fn set<T>(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the value is a whole `T`, and its size is told; the kernel only reads it.
-    Errno::result(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(value).cast(),
-            size_of::<T>() as libc::socklen_t,
-        )
-    })?;
-    Ok(())
 }
 
 /// The device that the socket is bound to: its index, or `None` once it has gone.

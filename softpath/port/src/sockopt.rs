@@ -1,0 +1,52 @@
+//! Socket options that no safe wrapper has.
+#![allow(unsafe_code)] // setsockopt.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// Values that the kernel may read as bytes: whole integers, without padding and pointers.
+pub(crate) trait Plain {}
+
+impl Plain for libc::c_int {}
+impl Plain for libc::packet_mreq {}
+
+/// Sets an option to the bytes of `value`.
+pub(crate) fn set<T: Plain>(
+    socket: &OwnedFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
+    // SAFETY: the value is a whole `T`, and its size is told; the kernel only reads it.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}
+
+/// Lets nothing be received by the socket: for one that only sends.
+pub(crate) fn receive_nothing(socket: &OwnedFd) -> io::Result<()> {
+    // BPF_RET | BPF_K with 0: keep no byte of any packet.
+    let mut filter = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
+    let program = libc::sock_fprog { len: 1, filter: filter.as_mut_ptr() };
+    // SAFETY: the program names one instruction, and its own size is told; the kernel copies both.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}

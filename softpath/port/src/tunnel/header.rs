@@ -1,0 +1,183 @@
+//! The headers between UDP and the frame.
+
+use super::{Gbp, Options, TunnelInfo, TunnelKind};
+
+/// Longest tunnel header: Geneve with all options.
+pub const MAX_LEN: usize = 8 + super::OPTIONS_MAX;
+/// Transparent Ethernet bridging, the protocol of frames in Geneve.
+const ETHERNET: [u8; 2] = [0x65, 0x58];
+/// VXLAN: the VNI is valid.
+const VXLAN_I: u8 = 0x08;
+/// VXLAN: group policy is present.
+const VXLAN_G: u8 = 0x80;
+/// The group policy's own flags.
+const GBP_FLAGS: u8 = 0x48;
+const GENEVE_OAM: u8 = 0x80;
+const GENEVE_CRITICAL: u8 = 0x40;
+
+/// A packet that is not of the tunnel's protocol; Linux drops it as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// It ends within the header.
+    #[error("the packet ends within its tunnel header")]
+    CutOff,
+    /// VXLAN flags or reserved bits that this port does not know, or no VNI.
+    #[error("VXLAN flags or reserved bits that are not known here")]
+    Vxlan,
+    /// Another version of Geneve than 0.
+    #[error("Geneve version {0}")]
+    Version(u8),
+    /// Geneve with something else than a frame.
+    #[error("Geneve with protocol {0:#06x}, which is no Ethernet frame")]
+    Protocol(u16),
+}
+
+/// Writes the header for `info` to the front of `out`; gives its length.
+pub fn encode(kind: TunnelKind, info: &TunnelInfo, out: &mut [u8; MAX_LEN]) -> usize {
+    let vni = info.vni.to_be_bytes();
+    let options = info.options.bytes();
+    match kind {
+        TunnelKind::Vxlan { gbp } => {
+            let policy = info.gbp.filter(|_| gbp);
+            let [hi, lo] = policy.map_or(0, |p| p.id).to_be_bytes();
+            let first = VXLAN_I | if policy.is_some() { VXLAN_G } else { 0 };
+            let flags = policy.map_or(0, |p| p.flags & GBP_FLAGS);
+            out[..8].copy_from_slice(&[first, flags, hi, lo, vni[1], vni[2], vni[3], 0]);
+            8
+        }
+        TunnelKind::Geneve => {
+            let oam = if info.oam { GENEVE_OAM } else { 0 };
+            let critical = if has_critical(options) { GENEVE_CRITICAL } else { 0 };
+            let words = (options.len() / 4) as u8;
+            let [a, b] = ETHERNET;
+            out[..8].copy_from_slice(&[words, oam | critical, a, b, vni[1], vni[2], vni[3], 0]);
+            out[8..8 + options.len()].copy_from_slice(options);
+            8 + options.len()
+        }
+    }
+}
+
+/// Any option with the critical bit in its type.
+fn has_critical(mut options: &[u8]) -> bool {
+    while let Some(&[_, _, kind, len]) = options.first_chunk() {
+        if kind & 0x80 != 0 {
+            return true;
+        }
+        options = options.get(4 + usize::from(len & 0x1f) * 4..).unwrap_or_default();
+    }
+    false
+}
+
+/// Reads the header at the front of `packet` into `info`; gives its length.
+///
+/// # Errors
+/// See [`HeaderError`].
+pub fn decode(kind: TunnelKind, packet: &[u8], info: &mut TunnelInfo) -> Result<usize, HeaderError> {
+    let head: &[u8; 8] = packet.first_chunk().ok_or(HeaderError::CutOff)?;
+    let vni = u32::from_be_bytes([0, head[4], head[5], head[6]]);
+    (info.vni, info.gbp, info.oam) = (vni, None, false);
+    info.options = Options::default();
+    match kind {
+        TunnelKind::Vxlan { gbp } => {
+            let id = u16::from_be_bytes([head[2], head[3]]);
+            match head[0] {
+                VXLAN_I if head[1..4] == [0; 3] => {}
+                first if first == VXLAN_I | VXLAN_G && gbp => {
+                    info.gbp = Some(Gbp { id, flags: head[1] & GBP_FLAGS });
+                }
+                _ => return Err(HeaderError::Vxlan),
+            }
+            if head[7] != 0 {
+                return Err(HeaderError::Vxlan);
+            }
+            Ok(8)
+        }
+        TunnelKind::Geneve => {
+            let version = head[0] >> 6;
+            if version != 0 {
+                return Err(HeaderError::Version(version));
+            }
+            if head[2..4] != ETHERNET {
+                return Err(HeaderError::Protocol(u16::from_be_bytes([head[2], head[3]])));
+            }
+            let end = 8 + usize::from(head[0] & 0x3f) * 4;
+            let options = packet.get(8..end).and_then(Options::new).ok_or(HeaderError::CutOff)?;
+            info.oam = head[1] & GENEVE_OAM != 0;
+            info.options = options;
+            Ok(end)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn encoded(kind: TunnelKind, info: &TunnelInfo) -> Vec<u8> {
+        let mut out = [0xee; MAX_LEN];
+        let len = encode(kind, info, &mut out);
+        out[..len].to_vec()
+    }
+
+    #[test]
+    fn headers_as_in_their_documents() {
+        let plain = TunnelInfo { vni: 0x12_3456, ..TunnelInfo::default() };
+        // RFC 7348, section 5.
+        assert_eq!(encoded(TunnelKind::Vxlan { gbp: false }, &plain), [8, 0, 0, 0, 0x12, 0x34, 0x56, 0]);
+        let policy = TunnelInfo { gbp: Some(Gbp { id: 0xabcd, flags: 0x48 }), ..plain.clone() };
+        let bytes = [0x88, 0x48, 0xab, 0xcd, 0x12, 0x34, 0x56, 0];
+        assert_eq!(encoded(TunnelKind::Vxlan { gbp: true }, &policy), bytes);
+        assert_eq!(
+            decode(TunnelKind::Vxlan { gbp: false }, &bytes, &mut plain.clone()),
+            Err(HeaderError::Vxlan)
+        );
+        // RFC 8926, section 3: an ordinary option and a critical one.
+        let options = [0x01, 0x02, 0x03, 1, 9, 9, 9, 9, 0x01, 0x02, 0x80, 0];
+        let geneve = TunnelInfo { oam: true, options: Options::new(&options).unwrap(), ..plain };
+        let mut bytes = vec![3, 0xc0, 0x65, 0x58, 0x12, 0x34, 0x56, 0];
+        bytes.extend(options);
+        assert_eq!(encoded(TunnelKind::Geneve, &geneve), bytes);
+        assert_eq!(decode(TunnelKind::Geneve, &bytes[..19], &mut geneve.clone()), Err(HeaderError::CutOff));
+        bytes[0] |= 0x40;
+        assert_eq!(decode(TunnelKind::Geneve, &bytes, &mut geneve.clone()), Err(HeaderError::Version(1)));
+        assert!(Options::new(&[0; 5]).is_none() && Options::new(&[0; 256]).is_none());
+    }
+
+    fn kinds() -> impl Strategy<Value = TunnelKind> {
+        prop_oneof![any::<bool>().prop_map(|gbp| TunnelKind::Vxlan { gbp }), Just(TunnelKind::Geneve)]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            kind in kinds(),
+            vni in 0..1u32 << 24,
+            gbp: Option<(u16, u8)>,
+            oam: bool,
+            words in prop::collection::vec(any::<[u8; 4]>(), 0..63),
+        ) {
+            let geneve = kind == TunnelKind::Geneve;
+            let with_policy = kind == TunnelKind::Vxlan { gbp: true };
+            let info = TunnelInfo {
+                vni,
+                gbp: gbp.filter(|_| with_policy).map(|(id, flags)| Gbp { id, flags: flags & GBP_FLAGS }),
+                oam: oam && geneve,
+                options: Options::new(if geneve { words.as_flattened() } else { &[] }).unwrap(),
+                ..TunnelInfo::default()
+            };
+            let bytes = encoded(kind, &info);
+            // What was there before does not matter.
+            let mut read = TunnelInfo { vni: 7, oam: !oam, gbp: Some(Gbp::default()), ..TunnelInfo::default() };
+            prop_assert_eq!(decode(kind, &bytes, &mut read), Ok(bytes.len()));
+            prop_assert_eq!(read, info);
+        }
+
+        #[test]
+        fn no_packet_does_harm(kind in kinds(), packet in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(len) = decode(kind, &packet, &mut TunnelInfo::default()) {
+                prop_assert!((8..=packet.len()).contains(&len));
+            }
+        }
+    }
+}
