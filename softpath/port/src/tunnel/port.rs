@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -65,6 +66,7 @@ impl TunnelPort {
             sockets: Arc::clone(&self.sender),
             stats: Arc::clone(&self.stats),
             scratch: Vec::new(),
+            route: None,
         }
     }
 
@@ -142,9 +144,27 @@ pub struct TunnelSender {
     sockets: Arc<Sender>,
     stats: Arc<Shared>,
     scratch: Vec<u8>,
+    /// Destination and source of the last route that was asked for, and when.
+    route: Option<(IpAddr, IpAddr, Instant)>,
 }
 
+/// How long a route that was asked for is taken for true.
+const ROUTE_AGE: Duration = Duration::from_secs(1);
+
 impl TunnelSender {
+    /// The source address towards `dst`.
+    fn source_to(&mut self, dst: IpAddr) -> io::Result<IpAddr> {
+        let now = Instant::now();
+        match self.route {
+            Some((to, source, asked)) if to == dst && now - asked < ROUTE_AGE => Ok(source),
+            _ => {
+                let source = route_source(dst)?;
+                self.route = Some((dst, source, now));
+                Ok(source)
+            }
+        }
+    }
+
     /// Sends a frame in a tunnel, with `info` outside it; a large one in segments. A destination port of 0 is the tunnel port's own.
     ///
     /// # Errors
@@ -167,7 +187,7 @@ impl TunnelSender {
         result
     }
 
-    fn send_whole(&self, info: &TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
+    fn send_whole(&mut self, info: &TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
         let result = self.try_send(info, frame);
         match &result {
             Ok(()) => {
@@ -181,7 +201,7 @@ impl TunnelSender {
         result
     }
 
-    fn try_send(&self, info: &TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
+    fn try_send(&mut self, info: &TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
         let mut tunnel = [0; MAX_LEN];
         let tunnel_len = header::encode(self.kind, info, &mut tunnel);
         let tunnel = &tunnel[..tunnel_len];
@@ -206,7 +226,7 @@ impl TunnelSender {
         // Over IPv6, the system fills it in.
         if info.checksum && info.dst.is_ipv4() {
             if outer.src.is_unspecified() {
-                outer.src = route_source(info.dst)?;
+                outer.src = self.source_to(info.dst)?;
             }
             if let (IpAddr::V4(src), IpAddr::V4(dst)) = (outer.src, outer.dst) {
                 // All parts but the last are whole words.
