@@ -123,8 +123,7 @@ fn a_set_tunnel_is_told_with_every_output_behind_it_and_leaves_the_key() {
         Action::Recirc(1),
         to(6),
     ];
-    let mut second = Key::default();
-    second.recirc_id = 1;
+    let second = Key { recirc_id: 1, ..Key::default() };
     let flows = [
         flow_for(&Key::default(), mask_of_tunnel(), actions),
         // The recirculated packet's key has no tunnel, since it came without one; it leaves in the one that was set.
