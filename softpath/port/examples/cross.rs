@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 enum Port {
     Packet(PacketPort),
     Internal(InternalPort),
-    Tunnel(Tunnel),
+    Tunnel(Box<Tunnel>),
 }
 
 /// A tunnel to one remote end.
@@ -57,8 +57,10 @@ impl Port {
     fn open(name: &str) -> Result<Self, Box<dyn std::error::Error>> {
         Ok(match name.split_once(':') {
             Some(("tap", name)) => Self::Internal(InternalPort::open(name, InternalConfig::default())?),
-            Some(("vxlan", end)) => Self::Tunnel(Tunnel::open(TunnelKind::Vxlan { gbp: false }, 4789, end)?),
-            Some(("geneve", end)) => Self::Tunnel(Tunnel::open(TunnelKind::Geneve, 6081, end)?),
+            Some(("vxlan", end)) => {
+                Self::Tunnel(Box::new(Tunnel::open(TunnelKind::Vxlan { gbp: false }, 4789, end)?))
+            }
+            Some(("geneve", end)) => Self::Tunnel(Box::new(Tunnel::open(TunnelKind::Geneve, 6081, end)?)),
             _ => Self::Packet(PacketPort::open(name)?),
         })
     }
@@ -75,7 +77,7 @@ impl Port {
         match self {
             Self::Packet(port) => port,
             Self::Internal(port) => port,
-            Self::Tunnel(tunnel) => tunnel,
+            Self::Tunnel(tunnel) => &mut **tunnel,
         }
     }
 
