@@ -72,11 +72,13 @@ fn r4_r5_a_miss_is_the_packet_with_the_key_that_the_datapath_parsed() {
 #[test]
 fn u11_an_action_upcall_has_what_its_action_asks_for() {
     let (key, packet) = arp();
-    let mut tunnel = Key::default();
-    tunnel.tun_flags = (tun_flags::PRESENT | tun_flags::KEY).into();
-    tunnel.tun_id = 9.into();
-    tunnel.tun_ipv4_dst = 0x0102_0304.into();
-    tunnel.tun_ttl = 64;
+    let tunnel = Key {
+        tun_flags: (tun_flags::PRESENT | tun_flags::KEY).into(),
+        tun_id: 9.into(),
+        tun_ipv4_dst: 0x0102_0304.into(),
+        tun_ttl: 64,
+        ..Key::default()
+    };
     let actions = [Action::Output(PortNo(2))];
     let cause = Cause::Action {
         userdata: Some(&[1, 2, 3, 4, 5]),
