@@ -325,7 +325,7 @@ impl<D: DeviceModel + 'static> InProc<D> {
     pub fn new(mut model: D, config: InProcConfig) -> Result<Arc<Self>, BusError> {
         let event = || {
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .map_err(|e| BusError::Io { what: "eventfd", source: e.into() })
+                .map_err(|e| BusError::Io { what: "eventfd", cause: e.into() })
         };
         let space = ConfigSpace::new(model.identity(), model.bars(), model.msix_vectors())?;
         let mut bars = Vec::new();
@@ -525,7 +525,7 @@ impl<D: DeviceModel + 'static> PciFunction for InProc<D> {
             *slot = fd
                 .map(|fd| fd.try_clone_to_owned())
                 .transpose()
-                .map_err(|source| BusError::Io { what: "duplicate of an eventfd", source })?;
+                .map_err(|cause| BusError::Io { what: "duplicate of an eventfd", cause })?;
         }
         Ok(())
     }

@@ -35,12 +35,12 @@ pub enum BusError {
         why: String,
     },
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Io {
         /// What was attempted.
         what: &'static str,
-        /// The system's answer.
-        source: io::Error,
+        /// The system's answer. It is in the message, so it is not a source of its own: who prints the chain would say it twice.
+        cause: io::Error,
     },
 }
 
@@ -54,4 +54,19 @@ pub struct DmaFault {
     pub len: usize,
     /// True for a write to host memory.
     pub write: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+
+    #[test]
+    fn a_chain_says_the_systems_answer_once() {
+        let cause = io::Error::from_raw_os_error(2);
+        let text = cause.to_string();
+        let error = BusError::Io { what: "opening the container", cause };
+        assert_eq!(error.to_string(), format!("opening the container: {text}"));
+        assert!(error.source().is_none());
+    }
 }

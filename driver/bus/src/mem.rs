@@ -34,10 +34,10 @@ impl std::fmt::Debug for DmaMem {
 impl DmaMem {
     /// New zeroed memory of `len` bytes, rounded up to whole 4 KiB pages.
     pub fn new(len: usize) -> Result<Self, BusError> {
-        let io = |what| move |source: std::io::Error| BusError::Io { what, source };
+        let io = |what| move |cause: std::io::Error| BusError::Io { what, cause };
         let len = len.max(1).next_multiple_of(4096);
         let fd = memfd_create("flowlift-dma", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-            .map_err(|e| BusError::Io { what: "memfd_create", source: e.into() })?;
+            .map_err(|e| BusError::Io { what: "memfd_create", cause: e.into() })?;
         let file = File::from(fd);
         file.set_len(len as u64).map_err(io("size of a memfd"))?;
         Self::from_file(file, len)
@@ -46,8 +46,7 @@ impl DmaMem {
     /// Maps the first `len` bytes of a memfd made elsewhere (a vfio-user peer's). A file that is shorter is refused,
     /// and sealed against shrinking where its maker allowed seals.
     pub fn from_file(file: File, len: usize) -> Result<Self, BusError> {
-        let size =
-            file.metadata().map_err(|source| BusError::Io { what: "size of DMA memory", source })?.len();
+        let size = file.metadata().map_err(|cause| BusError::Io { what: "size of DMA memory", cause })?.len();
         if len == 0 || size < len as u64 {
             return Err(BusError::OutOfRange { what: "file behind DMA memory", offset: 0, len, size });
         }
@@ -57,7 +56,7 @@ impl DmaMem {
         let map = memmap2::MmapOptions::new()
             .len(len)
             .map_raw(&file)
-            .map_err(|source| BusError::Io { what: "mmap of DMA memory", source })?;
+            .map_err(|cause| BusError::Io { what: "mmap of DMA memory", cause })?;
         Ok(Self { inner: Arc::new(Inner { map, file, len }) })
     }
 

@@ -107,7 +107,7 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         from_device: Arena::new(&*domain, &mut iovas, &from, DmaDirection::FromDevice)?,
     };
     let interrupt = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map_err(|e| BusError::Io { what: "eventfd", source: e.into() })?;
+        .map_err(|e| BusError::Io { what: "eventfd", cause: e.into() })?;
     let caps = NicCaps {
         device: "FL1".into(),
         model: String::new(),

@@ -38,7 +38,7 @@ impl Bar {
                 .offset(region.at(first, len)?)
                 .len(len)
                 .map_raw(&device.file)
-                .map_err(|source| BusError::Io { what: "mapping a BAR", source })?;
+                .map_err(|cause| BusError::Io { what: "mapping a BAR", cause })?;
             areas.push(Area { first, map });
         }
         Ok(Self { device, region: region.clone(), areas })

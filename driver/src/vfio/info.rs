@@ -32,14 +32,14 @@ pub(super) fn query(container: &VfioContainer) -> Result<IommuInfo, BusError> {
     let len = head.len() as u32;
     head[..4].copy_from_slice(&len.to_ne_bytes());
     let bytes = ioctl::with_tail(container, ioctl::IOMMU_GET_INFO, &head)
-        .map_err(|e| BusError::Io { what: "asking about the IOMMU", source: e.into() })?;
+        .map_err(|e| BusError::Io { what: "asking about the IOMMU", cause: e.into() })?;
     Ok(parse(&bytes))
 }
 
 /// Asks an address space of iommufd, which has no limit of its own on mappings.
 pub(super) fn query_iommufd(space: &AddressSpace) -> Result<IommuInfo, BusError> {
     let (ranges, alignment) =
-        space.ranges().map_err(|source| BusError::Io { what: "asking about the IOMMU", source })?;
+        space.ranges().map_err(|cause| BusError::Io { what: "asking about the IOMMU", cause })?;
     // Mappings need this alignment at least; larger pages are the kernel's own choice.
     Ok(IommuInfo { ranges, page_sizes: alignment.max(1).next_power_of_two(), max_mappings: DEFAULT_LIMIT })
 }

@@ -203,9 +203,9 @@ impl AddressSpace {
             Ok(()) if unmap.len == len => Ok(()),
             Ok(()) => Err(BusError::Io {
                 what: "unmapping DMA memory",
-                source: io::Error::other(format!("{:#x} bytes, not {len:#x}", unmap.len)),
+                cause: io::Error::other(format!("{:#x} bytes, not {len:#x}", unmap.len)),
             }),
-            Err(source) => Err(BusError::Io { what: "unmapping DMA memory", source }),
+            Err(cause) => Err(BusError::Io { what: "unmapping DMA memory", cause }),
         }
     }
 }

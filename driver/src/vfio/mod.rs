@@ -58,7 +58,7 @@ const MEMORY: u16 = 1 << 1;
 fn failed(what: &'static str) -> impl Fn(VfioError) -> BusError {
     move |e| BusError::Io {
         what,
-        source: match e {
+        cause: match e {
             VfioError::OpenContainer(source) | VfioError::OpenGroup(source, _) => {
                 io::Error::new(source.kind(), source.to_string())
             }
@@ -103,12 +103,12 @@ impl Device {
     }
 
     /// An error of a system call on the device: ENODEV and its like mean that the function was pulled out.
-    fn failed(&self, what: &'static str, source: io::Error) -> BusError {
-        if matches!(source.raw_os_error(), Some(nix::libc::ENODEV | nix::libc::ENXIO)) {
+    fn failed(&self, what: &'static str, cause: io::Error) -> BusError {
+        if matches!(cause.raw_os_error(), Some(nix::libc::ENODEV | nix::libc::ENXIO)) {
             self.gone.store(true, Ordering::Relaxed);
             return BusError::Gone(what);
         }
-        BusError::Io { what, source }
+        BusError::Io { what, cause }
     }
 
     /// Resets the function and tells whether that worked. Configuration space is as before.
@@ -165,7 +165,7 @@ fn open_type1(folder: &Path) -> Result<(Iommu, File), BusError> {
     // SAFETY: the descriptor is `held`'s own and open; it is only borrowed to be duplicated.
     let own = unsafe { BorrowedFd::borrow_raw(held.as_raw_fd()) };
     let own =
-        own.try_clone_to_owned().map_err(|source| BusError::Io { what: "duplicating a handle", source })?;
+        own.try_clone_to_owned().map_err(|cause| BusError::Io { what: "duplicating a handle", cause })?;
     Ok((Iommu::Type1 { held: ManuallyDrop::new(held), container }, File::from(own)))
 }
 
@@ -197,11 +197,11 @@ impl VfioFunction {
             Some(node) => match AddressSpace::open(&host.iommu_node(), &node) {
                 Ok((space, file)) => (Iommu::Iommufd(space), file),
                 // Whoever was given the group's node alone can have it by that.
-                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                    let refused = BusError::Io { what: "opening the function's node", source };
+                Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+                    let refused = BusError::Io { what: "opening the function's node", cause };
                     open_type1(&path).map_err(|_| refused)?
                 }
-                Err(source) => return Err(BusError::Io { what: "opening the function's node", source }),
+                Err(cause) => return Err(BusError::Io { what: "opening the function's node", cause }),
             },
         };
         // From here on its `Drop` closes everything in the right order.
@@ -214,7 +214,7 @@ impl VfioFunction {
             iommu,
         };
         let asked = ioctl::device_info(&device.file);
-        let about = asked.map_err(|source| BusError::Io { what: "asking about the device", source })?;
+        let about = asked.map_err(|cause| BusError::Io { what: "asking about the device", cause })?;
         device.can_reset = about.flags & sys::VFIO_DEVICE_FLAGS_RESET != 0;
         device.config = region::query(&device.file, sys::VFIO_PCI_CONFIG_REGION_INDEX)?;
         let mut bars = [const { Region::absent() }; 6];
@@ -242,7 +242,7 @@ impl VfioFunction {
             return Ok(None);
         }
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|e| BusError::Io { what: "eventfd", source: e.into() })?;
+            .map_err(|e| BusError::Io { what: "eventfd", cause: e.into() })?;
         self.set_irqs(kind, 0, &[Some(event.as_fd())])?;
         Ok(Some(event))
     }

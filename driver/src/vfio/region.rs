@@ -49,7 +49,7 @@ pub(super) fn query(file: &File, index: u32) -> Result<Region, BusError> {
     head[..4].copy_from_slice(&len.to_ne_bytes());
     head[8..12].copy_from_slice(&index.to_ne_bytes());
     let bytes = ioctl::with_tail(file, ioctl::DEVICE_GET_REGION_INFO, &head)
-        .map_err(|e| BusError::Io { what: "asking about a region", source: e.into() })?;
+        .map_err(|e| BusError::Io { what: "asking about a region", cause: e.into() })?;
     Ok(parse(&bytes))
 }
 

@@ -58,7 +58,7 @@ fn memory() -> Arc<DmaMem> {
 }
 
 fn is_io(e: &BusError, what: &str, errno: Errno) -> bool {
-    matches!(e, BusError::Io { what: w, source } if *w == what && source.raw_os_error() == Some(errno as i32))
+    matches!(e, BusError::Io { what: w, cause } if *w == what && cause.raw_os_error() == Some(errno as i32))
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn what_iommufd_refuses_is_told_and_not_tried_another_way() {
         m.refuse(call, errno);
         let e = m.open().err().unwrap();
         assert!(
-            matches!(&e, BusError::Io { source, .. } if source.raw_os_error() == Some(errno as i32)),
+            matches!(&e, BusError::Io { cause, .. } if cause.raw_os_error() == Some(errno as i32)),
             "{e}"
         );
     }

@@ -100,7 +100,7 @@ impl DmaDomain for Domain {
         self.link.ask("DMA map", command::DMA_MAP, &[map.as_bytes()], &[mem.fd()]).map_err(|e| {
             self.link.memory.remove(iova);
             match e {
-                BusError::Io { source, .. } => BusError::Map { iova, len: size, why: source.to_string() },
+                BusError::Io { cause, .. } => BusError::Map { iova, len: size, why: cause.to_string() },
                 e => e,
             }
         })?;

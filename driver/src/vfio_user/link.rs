@@ -48,7 +48,7 @@ impl Answer {
 pub(super) fn nonsense(what: &'static str) -> BusError {
     BusError::Io {
         what,
-        source: io::Error::new(io::ErrorKind::InvalidData, "an impossible answer of the server"),
+        cause: io::Error::new(io::ErrorKind::InvalidData, "an impossible answer of the server"),
     }
 }
 
@@ -56,7 +56,7 @@ impl Link {
     /// Introduces itself to the server.
     pub(super) fn open(stream: UnixStream, error: EventFd, deadline: Duration) -> Result<Self, BusError> {
         let what = "vfio-user connection";
-        let io = |source| BusError::Io { what, source };
+        let io = |cause| BusError::Io { what, cause };
         let endpoint = Endpoint::new(stream.try_clone().map_err(io)?).map_err(io)?;
         let mut link = Self {
             endpoint: Mutex::new((endpoint, 0)),
@@ -118,8 +118,8 @@ impl Link {
                 Ok(Answer { body, fds, what })
             }
             Ok(Message { header, .. }) => {
-                let source = io::Error::from_raw_os_error(i32::try_from(header.error).unwrap_or(0));
-                Err(BusError::Io { what, source })
+                let cause = io::Error::from_raw_os_error(i32::try_from(header.error).unwrap_or(0));
+                Err(BusError::Io { what, cause })
             }
             Err(error) => {
                 tracing::info!(what, %error, "the vfio-user server is gone");

@@ -70,7 +70,7 @@ impl VfioUser {
     pub fn connect(path: impl AsRef<Path>, config: VfioUserConfig) -> Result<Arc<Self>, BusError> {
         let path = path.as_ref();
         let stream = UnixStream::connect(path)
-            .map_err(|source| BusError::Io { what: "connection to the vfio-user socket", source })?;
+            .map_err(|cause| BusError::Io { what: "connection to the vfio-user socket", cause })?;
         Self::over(stream, format!("vfio-user:{}", path.display()), config)
     }
 
@@ -86,7 +86,7 @@ impl VfioUser {
             std::thread::Builder::new()
                 .name("vfio-user".into())
                 .spawn(run)
-                .map_err(|source| BusError::Io { what: "thread that watches the server", source })?
+                .map_err(|cause| BusError::Io { what: "thread that watches the server", cause })?
         };
         // From here on dropping this ends the watcher.
         let mut function = Self {
@@ -194,7 +194,7 @@ impl VfioUser {
 
 fn event() -> Result<EventFd, BusError> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map_err(|e| BusError::Io { what: "eventfd", source: e.into() })
+        .map_err(|e| BusError::Io { what: "eventfd", cause: e.into() })
 }
 
 /// Sleeps until the server closes the connection or dies.

@@ -208,7 +208,7 @@ fn an_error_is_an_error_and_no_end() {
     with_server(vec![(13, Lie::Error(95))], Duration::from_secs(5), |f| {
         let f = f.unwrap();
         let e = f.reset().unwrap_err();
-        assert!(matches!(&e, BusError::Io { source, .. } if source.raw_os_error() == Some(95)), "{e}");
+        assert!(matches!(&e, BusError::Io { cause, .. } if cause.raw_os_error() == Some(95)), "{e}");
         assert!(f.config_read(0, 4).is_ok());
     });
 }

@@ -11,6 +11,10 @@ use std::time::Duration;
 /// An Open vSwitch datapath in user space that lifts flows into NIC hardware.
 #[derive(Debug, Parser)]
 #[command(name = "flowlift", version, about, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    after_long_help = "Exit codes: 0 all is well; 1 the answer is no (a difference, too few flows); 2 bad input, with \
+its place and cause.\n\nEnvironment: FLOWLIFT_LOG sets which log messages are printed, as in FLOWLIFT_LOG=debug."
+)]
 pub struct Cli {
     /// Command.
     #[command(subcommand)]
@@ -44,6 +48,26 @@ pub enum Command {
     /// Measure speed and memory on this machine.
     #[command(subcommand)]
     Bench(crate::bench::BenchCommand),
+    /// Print the completions of a shell.
+    Completions(CompletionsArgs),
+    /// Write manual pages: that of each command into a folder, or that of flowlift to standard output.
+    Man(ManArgs),
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Shell.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Folder, made if it is not there.
+    #[arg(value_name = "DIR")]
+    pub folder: Option<PathBuf>,
 }
 
 /// Profile of the simulated NIC.

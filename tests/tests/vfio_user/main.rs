@@ -3,6 +3,7 @@
 mod death;
 mod hostile;
 mod process;
+mod replay;
 mod speed;
 mod wires;
 

@@ -15,22 +15,33 @@ use std::time::{Duration, Instant};
 /// Longer than anything takes on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Builds the simulator as the tests were built, once. Cargo gives a test only the binaries of its own package.
+/// Builds a program as the tests were built, once. Cargo gives a test only the binaries of its own package.
+fn built(package: &str, program: &str) -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let folder = exe.ancestors().nth(2).unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "-p", package, "--bin", program]);
+    cargo.arg("--target-dir").arg(folder.parent().unwrap());
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let done = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+    assert!(done.success(), "{program} does not build");
+    folder.join(program)
+}
+
+/// The simulator.
 pub(crate) fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let exe = std::env::current_exe().unwrap();
-        let folder = exe.ancestors().nth(2).unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "-p", "flowlift-sim", "--bin", "flowlift-sim"]);
-        cargo.arg("--target-dir").arg(folder.parent().unwrap());
-        if folder.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let done = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
-        assert!(done.success(), "flowlift-sim does not build");
-        folder.join("flowlift-sim")
-    })
+    BINARY.get_or_init(|| built("flowlift-sim", "flowlift-sim"))
+}
+
+/// The `flowlift` program, ready to be given arguments.
+pub(crate) fn flowlift() -> Command {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(BINARY.get_or_init(|| built("flowlift", "flowlift")));
+    command.env_remove("FLOWLIFT_LOG");
+    command
 }
 
 /// A running simulator; killed when dropped.
@@ -38,16 +49,38 @@ pub(crate) struct Simulator {
     child: Child,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) wires: Vec<DatagramPort>,
+    /// How many ports have wires.
+    plugged: usize,
 }
 
 impl Simulator {
     /// Starts one whose first two ports have wires.
     pub(crate) fn start(args: &[&str]) -> Self {
+        let mut sim = Self::plugged(2, args);
+        let dir = &sim.dir;
+        let host = |n| DatagramPort::bind(host(dir, n), Some(&wire(dir, n))).unwrap();
+        sim.wires = (0..2).map(host).collect();
+        sim
+    }
+
+    /// Starts one whose first `plugged` ports have wires, the other ends of which are somebody else's: see
+    /// [`Simulator::other_ends`].
+    pub(crate) fn plugged(plugged: usize, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let host = |n| DatagramPort::bind(dir.path().join(format!("host{n}")), Some(&wire(&dir, n))).unwrap();
-        let wires = (0..2).map(host).collect();
-        let child = spawn(&dir, args);
-        Self { child, dir, wires }
+        let child = spawn(&dir, plugged, args);
+        Self { child, dir, wires: Vec::new(), plugged }
+    }
+
+    /// Arguments of `flowlift replay` that drive this NIC by all of its wires.
+    pub(crate) fn other_ends(&self) -> Vec<String> {
+        let wire =
+            |n| format!("--wire=p{n}=unix:{},{}", host(&self.dir, n).display(), wire(&self.dir, n).display());
+        std::iter::once(self.nic()).chain((0..self.plugged).map(wire)).collect()
+    }
+
+    /// The argument of `flowlift` that names this NIC.
+    pub(crate) fn nic(&self) -> String {
+        format!("--nic=vfio-user:{}", self.socket().display())
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -76,7 +109,7 @@ impl Simulator {
 
     /// Starts it again after a kill, at the same places.
     pub(crate) fn restart(&mut self, args: &[&str]) {
-        self.child = spawn(&self.dir, args);
+        self.child = spawn(&self.dir, self.plugged, args);
     }
 
     /// Ends it in order; what it logged.
@@ -123,17 +156,21 @@ fn wire(dir: &tempfile::TempDir, n: usize) -> PathBuf {
     dir.path().join(format!("p{n}"))
 }
 
+fn host(dir: &tempfile::TempDir, n: usize) -> PathBuf {
+    dir.path().join(format!("host{n}"))
+}
+
 /// What the simulator logged. A file, since a pipe that nobody reads would stop it some day.
 fn log(dir: &tempfile::TempDir) -> String {
     std::fs::read_to_string(dir.path().join("log")).unwrap()
 }
 
-fn spawn(dir: &tempfile::TempDir, args: &[&str]) -> Child {
+fn spawn(dir: &tempfile::TempDir, plugged: usize, args: &[&str]) -> Child {
     let mut command = Command::new(binary());
     command.arg("--socket").arg(dir.path().join("nic")).args(args);
-    for n in 0..2 {
-        let host = dir.path().join(format!("host{n}"));
-        command.arg("--wire").arg(format!("p{n}=unix:{},{}", wire(dir, n).display(), host.display()));
+    for n in 0..plugged {
+        let (wire, host) = (wire(dir, n), host(dir, n));
+        command.arg("--wire").arg(format!("p{n}=unix:{},{}", wire.display(), host.display()));
     }
     let log_file = File::create(dir.path().join("log")).unwrap();
     let mut child = command.env_remove("RUST_LOG").stdout(Stdio::piped()).stderr(log_file).spawn().unwrap();

@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod explain;
+pub mod generate;
 pub mod key;
 pub mod nic;
 pub mod pci;
@@ -48,6 +49,8 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         Command::Nic(NicCommand::Bind(args)) => pci::bind(args),
         Command::Nic(NicCommand::Unbind(args)) => pci::unbind(args),
         Command::Nic(NicCommand::Inspect(args)) => pci::inspect(args),
+        Command::Completions(args) => generate::completions(args),
+        Command::Man(args) => generate::man(args),
         Command::Bench(command) => crate::bench::run(command).map(|()| Outcome::Good),
     }
 }

@@ -595,20 +595,21 @@ impl NicRun {
             let (batch, ports, slow) = (&mut self.batch, &self.route.ports, &mut self.slow);
             let room = flowlift_softpath::BATCH;
             let received = nic.rx(room, &mut |packet, frame| {
-                // A port that the datapath does not have gets nothing in, so every packet's port is known.
-                let in_port = ports.dp(packet.port).map_or(u32::MAX, |port| port.0);
+                // A port of the NIC that the datapath does not have.
+                let Some(PortNo(in_port)) = ports.dp(packet.port) else { return };
                 *(if packet.stage == Stage(0) { &mut slow.first } else { &mut slow.later }) += 1;
                 batch.push(frame, Metadata { in_port, recirc_id: packet.metadata, ..Metadata::default() });
             });
-            if let Err(error) = received {
+            if let Err(error) = &received {
                 tracing::debug!(%error, "slow queues");
             }
             // What came before an error is in the batch.
-            if self.batch.is_empty() {
+            if !self.batch.is_empty() {
+                any = true;
+                self.software_batch();
+            } else if received.unwrap_or(0) == 0 {
                 break;
             }
-            any = true;
-            self.software_batch();
         }
         any
     }

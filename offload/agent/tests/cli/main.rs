@@ -4,5 +4,6 @@
 mod bad_input;
 mod common;
 mod explain;
+mod generate;
 mod key;
 mod replay;

@@ -102,11 +102,13 @@ pub fn replay(args: &ReplayArgs) -> Result<Report> {
         drive(run.as_mut(), packets.as_ref(), &progress, name)?;
     }
 
+    // Before the transport starts a thread, which would get them otherwise.
+    let stop = args.live.map(|_| stop_signals()).transpose()?;
     let mut no_nic = None;
     let mut main = main_run(args, &mut input, packets.as_ref(), &mut no_nic, &progress, &mut speed)?;
     match (args.live, &mut main) {
         (Some(time), Main::Nic(run)) => {
-            let seconds = serve(run, time)?;
+            let seconds = serve(run, time, stop.as_ref())?;
             speed.live_seconds = Some(seconds);
             speed.packets_per_second = run.counts().total as f64 / seconds;
         }
@@ -212,17 +214,19 @@ fn check_ways(
     Ok(())
 }
 
-/// Serves what arrives for `time`; gives the seconds that it took.
-fn serve(run: &mut NicRun, time: Duration) -> Result<f64> {
-    // Blocked, so that they are read from the descriptor instead of ending the process.
+/// SIGINT and SIGTERM as a descriptor; they do not end the process any more.
+fn stop_signals() -> Result<SignalFd> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("signals")?;
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let stop = SignalFd::with_flags(&signals, flags).context("signalfd")?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")
+}
+
+/// Serves what arrives for `time` or until `stop`; gives the seconds that it took.
+fn serve(run: &mut NicRun, time: Duration, stop: Option<&SignalFd>) -> Result<f64> {
     // A line for whoever started this and waits.
     eprintln!("flowlift: ready, serving for {} s", time.as_secs_f64());
     let start = Instant::now();
-    run.serve(time, Some(stop.as_fd()));
+    run.serve(time, stop.map(SignalFd::as_fd));
     let seconds = start.elapsed().as_secs_f64();
     run.release()?;
     Ok(seconds)
