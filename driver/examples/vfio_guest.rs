@@ -3,7 +3,6 @@
 //!
 //! - `rocker ADDRESS`: registers, DMA both ways, blocked DMA, interrupts, by the test registers of QEMU's rocker
 //! - `fl1 ADDRESS [ENTRIES]`: opens the reference NIC and measures rule updates
-//! - `forward ADDRESS`: sends 10.0.0.2 from port 1 to port 2 in the NIC, and all else back by the slow path
 //! - `hold ADDRESS`: keeps the function until it is killed, or the host asks for it back
 //! - `killed ADDRESS PROGRAM ARGUMENT...`: kills a program that drives the function, and watches the memory that it had
 //!   given to the device
@@ -12,9 +11,7 @@ use flowlift_bus::{BarWindow, BusError, DmaDirection, DmaMem, IrqKind, PciFuncti
 use flowlift_driver::bind::Host;
 use flowlift_driver::dma::IovaAllocator;
 use flowlift_driver::fl1::{Fl1, Fl1Config, PCI_ID};
-use flowlift_driver::nic::{
-    Entry, EntryId, Field, Nic, NicAction, NicPort, SlowTx, TableId, Update, UpdateStatus,
-};
+use flowlift_driver::nic::{Entry, EntryId, Field, Nic, NicAction, NicPort, TableId, Update, UpdateStatus};
 use flowlift_driver::vfio::VfioFunction;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -246,48 +243,6 @@ fn fl1(address: &str, entries: u32) -> Outcome {
     Ok(())
 }
 
-/// Forwards for the host's tests/vm/peer.py, until 50 packets have come the slow way and a second is over.
-fn forward(address: &str) -> Outcome {
-    let mut nic = Fl1::open(Arc::new(open(address)?), Fl1Config::default())?;
-    let table = nic.caps().table(TableId(0)).ok_or("no table 0")?;
-    let field = table.fields.iter().find(|f| f.field == Field::Ipv4Dst).ok_or("no IPv4 destination")?;
-    let (len, at) = (usize::from(table.key_len), usize::from(field.offset));
-    let (mut key, mut mask): (SmallVec<_>, SmallVec<_>) =
-        (SmallVec::from_elem(0, len), SmallVec::from_elem(0, len));
-    key[at..at + 4].copy_from_slice(&[10, 0, 0, 2]);
-    mask[at..at + 4].fill(0xff);
-    let id = EntryId { table: TableId(0), index: 0 };
-    let actions = [NicAction::Output(NicPort(2))].into_iter().collect();
-    updates(&mut nic, 1, |_| {
-        let (key, mask, actions) = (key.clone(), mask.clone(), SmallVec::clone(&actions));
-        Update::Insert { cookie: 0, id, entry: Entry { priority: 0, key, mask, actions } }
-    })?;
-    let (mut results, mut events) = (Vec::new(), Vec::new());
-    let (mut back, mut wrong) = (0, 0);
-    let start = Instant::now();
-    while back < 50 || start.elapsed() < Duration::from_secs(1) {
-        expect(start.elapsed() < Duration::from_secs(20), format!("{back} packets in 20 s"))?;
-        let mut frames = Vec::new();
-        nic.rx(64, &mut |from, frame| frames.push((from.port, frame.to_vec())))?;
-        for (port, frame) in frames {
-            // Packets that came before the rule was there have its address, too.
-            wrong += u32::from(frame.get(33) == Some(&2));
-            back += u32::from(nic.tx(SlowTx::Port(port), &frame)?);
-        }
-        nic.kick()?;
-        nic.poll(&mut results, &mut events)?;
-    }
-    while nic.tx_pending() > 0 {
-        nic.poll(&mut results, &mut events)?;
-        nic.rx(64, &mut |_, _| {})?;
-        expect(start.elapsed() < Duration::from_secs(30), "packets stay unsent")?;
-    }
-    let hit = nic.counters(id).packets;
-    println!("FIGURE packets: {hit} in the NIC, {back} by the slow path ({wrong} before the rule was there)");
-    expect(hit > 0, "no packet hit the rule")?;
-    expect(nic.violations()?.total == 0, "the device saw breaches of its protocol")
-}
-
 /// Drives the function if there is a driver for it, and otherwise just has it with memory mapped.
 fn hold(address: &str) -> Outcome {
     let function = Arc::new(open(address)?);
@@ -316,13 +271,13 @@ fn hold(address: &str) -> Outcome {
     Ok(())
 }
 
-/// Kills a program that says HOLDING, then watches the memory that it had shared with the device.
+/// Kills a program that says HOLDING, or that it is ready, then watches the memory that it had shared with the device.
 fn killed(address: &str, program: &[String]) -> Outcome {
     let (first, rest) = program.split_first().ok_or("which program?")?;
     let mut child = Command::new(first).args(rest).stdout(Stdio::piped()).spawn()?;
     let mut out = std::io::BufReader::new(child.stdout.take().ok_or("no output")?);
     let mut line = String::new();
-    while !line.contains("HOLDING") {
+    while !line.contains("HOLDING") && !line.contains("ready, serving") {
         line.clear();
         expect(std::io::BufRead::read_line(&mut out, &mut line)? > 0, "the program ended too early")?;
     }
@@ -370,12 +325,9 @@ fn main() -> ExitCode {
     let outcome = match words[..] {
         ["rocker", address] => rocker(address),
         ["fl1", address] => fl1(address, 8192),
-        ["forward", address] => forward(address),
         ["hold", address] => hold(address),
         ["killed", address, _, ..] => killed(address, &arguments[2..]),
-        _ => {
-            Err("vfio_guest rocker|fl1|forward|hold ADDRESS, or vfio_guest killed ADDRESS PROGRAM...".into())
-        }
+        _ => Err("vfio_guest rocker|fl1|hold ADDRESS, or vfio_guest killed ADDRESS PROGRAM...".into()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """The host's side of the NIC's wires: peer.py FOLDER REPORT
 
-Sends frames into port 1 (datagram socket FOLDER/p0) until it is told to end (SIGTERM): one to 10.0.0.2, for which the
-guest installs a rule that sends it out of port 2, and one to 10.0.0.3, for which there is none, so that the guest's slow
-path sends it back. Counts what comes back from both ports and writes the counts to REPORT: `early` are frames to 10.0.0.2
-that came back by the slow path, before the rule was there.
+Sends frames into port 1 (datagram socket FOLDER/p0) until it is told to end (SIGTERM): one to 10.0.0.2, which the guest's
+flows send out of port 2 in hardware, and one to 10.0.0.3, which they send back in software. Counts what comes back from
+both ports and writes the counts to REPORT.
 """
 import os
 import signal
@@ -42,8 +41,8 @@ def wire(number):
 
 hardware, slow = frame(2), frame(3)
 first, second = wire(0), wire(1)
-counts = {"sent": 0, "hardware": 0, "slow": 0, "early": 0, "other": 0}
-expected = {(second, hardware): "hardware", (first, slow): "slow", (first, hardware): "early"}
+counts = {"sent": 0, "forward": 0, "back": 0, "other": 0}
+expected = {(second, hardware): "forward", (first, slow): "back"}
 ended = []
 signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
 while not ended:
