@@ -6,6 +6,7 @@ use super::plane::{PortInfo, ShownFlow};
 use super::serve::Serve;
 use crate::control::Commands;
 use flowlift_driver::nic::NicState;
+use flowlift_flow::attrs::attr;
 use flowlift_flow::text::{DumpFlow, parse_ufid};
 use flowlift_flow::{Flow, Ufid};
 use flowlift_offload::planner;
@@ -110,12 +111,15 @@ impl Daemon {
 
     fn status(&self, as_json: bool) -> Answer {
         let (datapaths, requests) = stopped(self.serve.call(|serve| {
-            let requests = serve.server().counters();
+            let (requests, socket) = serve.endpoint().counters();
             let requests = BTreeMap::from([
                 ("requests", requests.requests),
                 ("failed", requests.failed),
                 ("malformed", requests.malformed),
                 ("refused_users", requests.refused_users),
+                ("refused_datagrams", socket.refused),
+                ("delayed", socket.delayed),
+                ("dropped", socket.dropped),
             ]);
             (datapaths(serve), requests)
         }))?;
@@ -324,9 +328,13 @@ fn ufid_text(ufid: &Ufid) -> String {
     if hex.len() == 32 { [at(0, 8), at(8, 12), at(12, 16), at(16, 20), at(20, 32)].join("-") } else { hex }
 }
 
-/// The flow as ovs-dpctl prints it.
+/// The flow as ovs-dpctl prints it. A mask from Open vSwitch names the tunnel always, the key only where there is one.
 fn flow_text(flow: &Flow) -> String {
-    DumpFlow { flow: flow.clone(), ..DumpFlow::default() }.text(None).to_string()
+    let mut flow = flow.clone();
+    if !flow.matching.key.has_tunnel() {
+        flow.matching.attrs.0[0] &= !(1 << attr::TUNNEL);
+    }
+    DumpFlow { flow, ..DumpFlow::default() }.text(None).to_string()
 }
 
 fn ports_text(ports: &[PortInfo]) -> String {

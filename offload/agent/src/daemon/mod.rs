@@ -19,24 +19,24 @@ mod offload;
 pub mod plane;
 pub mod serve;
 mod sim;
-mod socket;
 
 use crate::cli::{DaemonArgs, DaemonNic};
 use crate::control::{self, Server as ControlServer};
 use crate::open;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use commands::Daemon;
 use flowlift_driver::nic::NicPort;
 use flowlift_ovs::marker::{PORT_ID_VARIABLE, SERVER_PORT_ID};
 use flowlift_ovs::server::Server;
+use flowlift_ovs::socket::{Endpoint, Socket};
 use flowlift_port::link::{LinkWatcher, Links};
 use forward::{Forwarder, NicSide, Upcalls};
 use mailbox::mailbox;
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use plane::Plane;
 use serve::Serve;
 use sim::Simulation;
-use socket::ServerSocket;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::Builder;
@@ -52,7 +52,11 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     signals.add(Signal::SIGINT);
     signals.thread_block()?;
 
-    let socket = ServerSocket::open(port_id()?)?;
+    let port_id = port_id()?;
+    let socket = Socket::bind(port_id).map_err(|error| match error.errno {
+        Errno::EADDRINUSE => anyhow!("another daemon has port ID {port_id} in this network namespace"),
+        _ => error.into(),
+    })?;
     let folder = control::run_dir();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // The simulated NIC outlives its driver.
@@ -73,11 +77,11 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
 
     let (to_forwarder, forwarder_inbox) = mailbox::<Forwarder>()?;
     let (to_serve, serve_inbox) = mailbox::<Serve>()?;
-    let forwarder = Forwarder::new(nic.map(NicSide::new), Upcalls::new(socket.duplicate()?))?;
+    let forwarder = Forwarder::new(nic.map(NicSide::new), Upcalls::new(socket.sender()))?;
     let state = folder.join("datapaths.json");
     let mut plane = Plane::new(to_forwarder.clone(), nic_ports, Links::new()?, state);
     // Whichever thread ends, by itself or not, ends the daemon.
-    let end = move |what: &'static str, result: nix::Result<()>| {
+    let end = move |what: &'static str, result: Result<()>| {
         if let Err(error) = result {
             tracing::error!(%error, what, "a thread failed");
         }
@@ -85,10 +89,10 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     };
     let forward = Builder::new()
         .name("forward".into())
-        .spawn(move || end("forward", forwarder.run(&forwarder_inbox)))?;
+        .spawn(move || end("forward", forwarder.run(&forwarder_inbox).map_err(Into::into)))?;
     plane.restore();
     let allowed = vec![nix::unistd::geteuid().as_raw()];
-    let serve = Serve::new(socket, Server::new(allowed), plane, LinkWatcher::new()?);
+    let serve = Serve::new(Endpoint::new(socket, Server::new(allowed)), plane, LinkWatcher::new()?);
     let serving = Builder::new().name("serve".into()).spawn(move || end("serve", serve.run(&serve_inbox)))?;
     let path = args.control.clone().unwrap_or_else(control::default_path);
     let daemon = Daemon::new(to_serve.clone(), to_forwarder.clone());

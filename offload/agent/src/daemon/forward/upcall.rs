@@ -6,12 +6,11 @@
 
 use flowlift_flow::{Key, PortNo};
 use flowlift_ovs::backend::{DpIndex, Features};
+use flowlift_ovs::server::To;
+use flowlift_ovs::socket::{SendError, Sender};
 use flowlift_ovs::upcall::{Cause, Dispatch, Upcall};
 use flowlift_softpath as softpath;
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, NetlinkAddr, sendto};
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Upcalls of one port that wait at most.
 const PER_PORT: usize = 256;
@@ -40,8 +39,8 @@ struct Queue {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Upcalls {
-    /// The server's socket.
-    socket: OwnedFd,
+    /// From the server's port ID.
+    sender: Sender,
     targets: BTreeMap<DpIndex, Targets>,
     queues: BTreeMap<(DpIndex, PortNo), Queue>,
     /// Ports with waiting upcalls, in the order of their turns.
@@ -50,10 +49,10 @@ pub struct Upcalls {
 }
 
 impl Upcalls {
-    /// Sends by the server's socket.
-    pub fn new(socket: OwnedFd) -> Self {
+    /// Sends by the server's sender.
+    pub fn new(sender: Sender) -> Self {
         Self {
-            socket,
+            sender,
             targets: BTreeMap::new(),
             queues: BTreeMap::new(),
             turns: VecDeque::new(),
@@ -140,20 +139,19 @@ impl Upcalls {
             let Some(queue) = self.queues.get_mut(&port) else { continue };
             let Some((pid, message)) = queue.waiting.pop_front() else { continue };
             let result = if full.contains(&pid) {
-                Err(Errno::EAGAIN)
+                Err(SendError::Full)
             } else {
-                let address = NetlinkAddr::new(pid, 0);
-                sendto(self.socket.as_raw_fd(), &message, &address, MsgFlags::MSG_DONTWAIT)
+                self.sender.send(To::Unicast(pid), &[&message])
             };
             match result {
-                Err(Errno::EAGAIN | Errno::ENOBUFS) => {
+                Err(SendError::Full) => {
                     full.push(pid);
                     queue.waiting.push_front((pid, message));
                     held += 1;
                     self.turns.push_back(port);
                     continue;
                 }
-                Ok(_) => queue.sent += 1,
+                Ok(()) => queue.sent += 1,
                 // The handler is gone.
                 Err(_) => queue.lost += 1,
             }
