@@ -15,7 +15,6 @@
 pub mod commands;
 pub mod forward;
 pub mod mailbox;
-mod offload;
 pub mod plane;
 pub mod serve;
 mod sim;

@@ -64,7 +64,6 @@ impl Lane {
         if self.batch.is_empty() {
             return;
         }
-        exits.original.set(&[], None);
         let mut route = Route { dp, outlets: &mut self.outlets, exits };
         self.worker.process(&mut self.batch, now_ms, &mut route);
     }
@@ -300,7 +299,6 @@ impl Forwarder {
     pub fn execute(&mut self, dp: DpIndex, frame: &[u8], metadata: Metadata, program: &Program) {
         let Some(lane) = self.lanes.get_mut(&dp) else { return };
         let now_ms = now_ns() / 1_000_000;
-        self.exits.original.set(&[], None);
         let Lane { worker, outlets, context, packet, .. } = lane;
         packet.fill(frame, metadata);
         let mut key = KeyBuf::new();
@@ -323,19 +321,13 @@ impl Forwarder {
         let now_ms = now_ns() / 1_000_000;
         let metadata = Metadata { in_port: port.0, ..Metadata::default() };
         let received = inlet.source.receive(burst, &mut |frame| {
-            if frame.offload.is_none() {
-                if !lane.batch.push(frame.data, metadata) {
-                    lane.process(dp, exits, now_ms);
-                    lane.batch.push(frame.data, metadata);
-                }
-                return;
+            if lane.batch.is_full() {
+                lane.process(dp, exits, now_ms);
             }
-            // What is left to do on a frame is noted for one at a time.
-            lane.process(dp, exits, now_ms);
-            exits.original.set(frame.data, frame.offload);
-            let Lane { worker, outlets, packet, .. } = &mut *lane;
-            packet.fill(frame.data, metadata);
-            worker.process_one(packet, now_ms, &mut Route { dp, outlets, exits });
+            if let Some(packet) = lane.batch.next_packet() {
+                packet.fill(frame.data, metadata);
+                packet.offload = frame.offload;
+            }
         });
         lane.process(dp, exits, now_ms);
         lane.outlets.flush();

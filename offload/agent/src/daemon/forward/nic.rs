@@ -250,7 +250,6 @@ impl NicSide {
         });
         let mut moved = self.succeeded(received, "slow queues").is_some_and(|n| n > 0);
         if !batch.is_empty() {
-            exits.original.set(&[], None);
             process(worker, batch, exits);
             batch.clear();
         }

@@ -1,11 +1,10 @@
 //! Where packets go from the softpath: ports of the host, ports of the NIC, and up to the user.
 
 use super::upcall::Upcalls;
-use crate::daemon::offload::Original;
 use flowlift_driver::nic::{NicPort, SlowTx};
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::DpIndex;
-use flowlift_port::{Frame, FrameSink};
+use flowlift_port::{Frame, FrameSink, Offload};
 use flowlift_softpath::{Dropped, Sink, Upcall};
 use std::collections::VecDeque;
 
@@ -56,8 +55,6 @@ pub struct RouteCounters {
     pub no_port: u64,
     /// Packets lost since the NIC's TX queues were full for too long.
     pub nic_full: u64,
-    /// Unfinished packets that nobody can finish.
-    pub unfinished: u64,
     /// Packets dropped on purpose.
     pub dropped: u64,
 }
@@ -70,44 +67,29 @@ pub struct Exits {
     pub spare: Vec<Vec<u8>>,
     /// Packets for the user.
     pub upcalls: Upcalls,
-    /// The packet under way as it came in.
-    pub original: Original,
     /// See there.
     pub counters: RouteCounters,
-    /// Segments of unfinished frames.
-    pub scratch: Vec<u8>,
 }
 
 impl Exits {
     /// Nothing under way.
     pub fn new(upcalls: Upcalls) -> Self {
-        Self {
-            nic: VecDeque::new(),
-            spare: Vec::new(),
-            upcalls,
-            original: Original::default(),
-            counters: RouteCounters::default(),
-            scratch: Vec::new(),
-        }
+        Self { nic: VecDeque::new(), spare: Vec::new(), upcalls, counters: RouteCounters::default() }
     }
 }
 
-/// A buffer of frames for the NIC.
-fn queue(
-    nic: &mut VecDeque<(SlowTx, Vec<u8>)>,
-    spare: &mut Vec<Vec<u8>>,
-    counters: &mut RouteCounters,
-    port: NicPort,
-    frame: &[u8],
-) {
-    if nic.len() >= NIC_BACKLOG {
-        counters.nic_full += 1;
-        return;
+impl Exits {
+    /// Queues a packet for a port of the NIC.
+    fn to_nic(&mut self, port: NicPort, packet: &[u8]) {
+        if self.nic.len() >= NIC_BACKLOG {
+            self.counters.nic_full += 1;
+            return;
+        }
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(packet);
+        self.nic.push_back((SlowTx::Port(port), buffer));
     }
-    let mut buffer = spare.pop().unwrap_or_default();
-    buffer.clear();
-    buffer.extend_from_slice(frame);
-    nic.push_back((SlowTx::Port(port), buffer));
 }
 
 /// One datapath's way out.
@@ -120,50 +102,48 @@ pub(super) struct Route<'a> {
     pub exits: &'a mut Exits,
 }
 
-impl Sink for Route<'_> {
-    fn output(&mut self, port: PortNo, packet: &[u8]) {
-        let Exits { nic, spare, original, counters, scratch, .. } = &mut *self.exits;
-        let Some(Some(outlet)) = self.outlets.by_port.get_mut(port.0 as usize) else {
-            counters.no_port += 1;
-            return;
-        };
-        let (packet, offload) = original.outgoing(packet);
-        match outlet {
-            Outlet::Host(sender) => {
+impl Route<'_> {
+    /// Sends to a port of the host, or queues for one of the NIC, which takes whole packets only. False for the latter with
+    /// work left to do.
+    fn send(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>) -> bool {
+        match self.outlets.by_port.get_mut(port.0 as usize) {
+            Some(Some(Outlet::Host(sender))) => {
                 // The port has counted what it did not take.
                 let _ = sender.send(Frame { offload, ..Frame::new(packet) });
                 if self.outlets.unflushed.last() != Some(&port) {
                     self.outlets.unflushed.push(port);
                 }
             }
-            Outlet::Nic(port) => match offload {
-                None => queue(nic, spare, counters, *port, packet),
-                Some(offload) => {
-                    let mut each = |segment: &[u8]| queue(nic, spare, counters, *port, segment);
-                    if flowlift_port::offload::finish(packet, &offload, scratch, &mut each).is_err() {
-                        counters.unfinished += 1;
-                    }
-                }
-            },
+            Some(Some(Outlet::Nic(_))) if offload.is_some() => return false,
+            Some(Some(Outlet::Nic(port))) => self.exits.to_nic(*port, packet),
+            Some(None) | None => self.exits.counters.no_port += 1,
+        }
+        true
+    }
+}
+
+impl Sink for Route<'_> {
+    fn output(&mut self, port: PortNo, packet: &[u8]) {
+        self.send(port, packet, None);
+    }
+
+    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
+        if !self.send(port, packet, Some(offload)) {
+            let mut each = |whole: &[u8]| {
+                self.send(port, whole, None);
+            };
+            if flowlift_port::offload::finish(packet, &offload, &mut Vec::new(), &mut each).is_err() {
+                self.send(port, packet, None);
+            }
         }
     }
 
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool {
-        let Exits { upcalls, original, scratch, counters, .. } = &mut *self.exits;
         let packet = match &upcall {
             Upcall::Miss { packet, .. } => packet.bytes(),
             Upcall::Action(action) => action.packet,
         };
-        let (packet, offload) = original.outgoing(packet);
-        let Some(offload) = offload else { return upcalls.push(self.dp, &upcall, packet) };
-        // The user gets packets as they would be on a wire, each segment by itself.
-        let mut taken = true;
-        let mut each = |segment: &[u8]| taken &= upcalls.push(self.dp, &upcall, segment);
-        if flowlift_port::offload::finish(packet, &offload, scratch, &mut each).is_err() {
-            counters.unfinished += 1;
-            return false;
-        }
-        taken
+        self.exits.upcalls.push(self.dp, &upcall, packet)
     }
 
     fn dropped(&mut self, _: Dropped) {

@@ -11,6 +11,7 @@ use flowlift_ovs::backend::{
 use flowlift_ovs::key::NO_PORT;
 use flowlift_softpath::actions::compile;
 use flowlift_softpath::extract::extract_key;
+use flowlift_softpath::meter::{MAX_BANDS, MAX_METERS, MeterError, MeterUnit};
 use flowlift_softpath::{self as softpath, Config};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,8 +20,13 @@ use std::ops::ControlFlow;
 /// Masks cache as the kernel's datapath begins with it. Ours has no such cache, but remembers what it is told.
 const MASKS_CACHE: u32 = 256;
 
-fn no_meters() -> Refusal {
-    Refusal::Unsupported("a meter".into())
+fn meter_stats(stats: softpath::MeterStats) -> MeterStats {
+    MeterStats {
+        packets: stats.total.packets,
+        bytes: stats.total.bytes,
+        used_ms: stats.used.unwrap_or(0),
+        bands: stats.bands.iter().map(|band| (band.packets, band.bytes)).collect(),
+    }
 }
 
 fn no_conntrack() -> Refusal {
@@ -34,8 +40,8 @@ impl Backend for Plane {
                 Features::UNALIGNED.0 | Features::VPORT_PIDS.0 | Features::DISPATCH_UPCALL_PER_CPU.0,
             ),
             conntrack: false,
-            max_meters: 0,
-            max_meter_bands: 0,
+            max_meters: MAX_METERS,
+            max_meter_bands: MAX_BANDS as u32,
         }
     }
 
@@ -211,19 +217,27 @@ impl Backend for Plane {
         Ok(())
     }
 
-    fn meter_set(&mut self, dp: DpIndex, _: u32, _: MeterConfig) -> Result<Option<MeterStats>, Refusal> {
-        self.dp(dp)?;
-        Err(no_meters())
+    fn meter_set(&mut self, dp: DpIndex, id: u32, new: MeterConfig) -> Result<Option<MeterStats>, Refusal> {
+        let MeterConfig { kbps, bands, packets: _, bytes: _, clear: _ } = new;
+        let unit = if kbps { MeterUnit::Kbit } else { MeterUnit::Packet };
+        let bands =
+            bands.iter().map(|band| softpath::MeterBand { rate: band.rate, burst: band.burst }).collect();
+        let table = self.dp_mut(dp)?.table.get_mut();
+        let before =
+            table.set_meter(id, softpath::MeterConfig { unit, bands }).map_err(|error| match error {
+                MeterError::Id(_) => Refusal::Full("the list of meters".into()),
+                error => Refusal::Invalid(error.to_string()),
+            })?;
+        Ok(before.map(meter_stats))
     }
 
-    fn meter_get(&self, dp: DpIndex, _: u32) -> Result<MeterStats, Refusal> {
-        self.dp(dp)?;
-        Err(Refusal::NoMeter)
+    fn meter_get(&self, dp: DpIndex, id: u32) -> Result<MeterStats, Refusal> {
+        let table = self.dp(dp)?.table.borrow();
+        table.meter(id).map(|(_, stats)| meter_stats(stats)).ok_or(Refusal::NoMeter)
     }
 
-    fn meter_del(&mut self, dp: DpIndex, _: u32) -> Result<Option<MeterStats>, Refusal> {
-        self.dp(dp)?;
-        Ok(None)
+    fn meter_del(&mut self, dp: DpIndex, id: u32) -> Result<Option<MeterStats>, Refusal> {
+        Ok(self.dp_mut(dp)?.table.get_mut().delete_meter(id).map(meter_stats))
     }
 
     fn ct_limit_set(&mut self, dp: DpIndex, _: &[ZoneLimit]) -> Result<(), Refusal> {
