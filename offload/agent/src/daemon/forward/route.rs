@@ -80,7 +80,7 @@ impl Exits {
 
 impl Exits {
     /// Queues a packet for a port of the NIC.
-    fn to_nic(&mut self, port: NicPort, packet: &[u8]) {
+    fn queue_for_nic(&mut self, port: NicPort, packet: &[u8]) {
         if self.nic.len() >= NIC_BACKLOG {
             self.counters.nic_full += 1;
             return;
@@ -115,7 +115,7 @@ impl Route<'_> {
                 }
             }
             Some(Some(Outlet::Nic(_))) if offload.is_some() => return false,
-            Some(Some(Outlet::Nic(port))) => self.exits.to_nic(*port, packet),
+            Some(Some(Outlet::Nic(port))) => self.exits.queue_for_nic(*port, packet),
             Some(None) | None => self.exits.counters.no_port += 1,
         }
         true

@@ -74,6 +74,7 @@ impl Backend for Plane {
             table: RefCell::new(table),
             ports: BTreeMap::from([(LOCAL, local)]),
             probes: BTreeSet::new(),
+            probed_meters: BTreeSet::new(),
         };
         self.dps.insert(index, dp);
         self.tell_targets(index);
@@ -219,25 +220,39 @@ impl Backend for Plane {
 
     fn meter_set(&mut self, dp: DpIndex, id: u32, new: MeterConfig) -> Result<Option<MeterStats>, Refusal> {
         let MeterConfig { kbps, bands, packets: _, bytes: _, clear: _ } = new;
-        let unit = if kbps { MeterUnit::Kbit } else { MeterUnit::Packet };
+        let unit = if kbps { MeterUnit::Kbps } else { MeterUnit::Pktps };
         let bands =
             bands.iter().map(|band| softpath::MeterBand { rate: band.rate, burst: band.burst }).collect();
-        let table = self.dp_mut(dp)?.table.get_mut();
+        let dp = self.dp_mut(dp)?;
+        if id >= MAX_METERS {
+            dp.probed_meters.insert(id);
+            return Ok(None);
+        }
         let before =
-            table.set_meter(id, softpath::MeterConfig { unit, bands }).map_err(|error| match error {
-                MeterError::Id(_) => Refusal::Full("the list of meters".into()),
-                error => Refusal::Invalid(error.to_string()),
+            dp.table.get_mut().set_meter(id, softpath::MeterConfig { unit, bands }).map_err(|error| {
+                match error {
+                    MeterError::Id(_) => Refusal::Full("the list of meters".into()),
+                    error => Refusal::Invalid(error.to_string()),
+                }
             })?;
         Ok(before.map(meter_stats))
     }
 
     fn meter_get(&self, dp: DpIndex, id: u32) -> Result<MeterStats, Refusal> {
-        let table = self.dp(dp)?.table.borrow();
+        let dp = self.dp(dp)?;
+        if dp.probed_meters.contains(&id) {
+            return Ok(MeterStats::default());
+        }
+        let table = dp.table.borrow();
         table.meter(id).map(|(_, stats)| meter_stats(stats)).ok_or(Refusal::NoMeter)
     }
 
     fn meter_del(&mut self, dp: DpIndex, id: u32) -> Result<Option<MeterStats>, Refusal> {
-        Ok(self.dp_mut(dp)?.table.get_mut().delete_meter(id).map(meter_stats))
+        let dp = self.dp_mut(dp)?;
+        if dp.probed_meters.remove(&id) {
+            return Ok(Some(MeterStats::default()));
+        }
+        Ok(dp.table.get_mut().delete_meter(id).map(meter_stats))
     }
 
     fn ct_limit_set(&mut self, dp: DpIndex, _: &[ZoneLimit]) -> Result<(), Refusal> {

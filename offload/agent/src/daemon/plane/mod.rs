@@ -58,6 +58,9 @@ struct Dp {
     ports: BTreeMap<PortNo, Port>,
     /// Feature probes, which the NIC never hears of.
     probes: BTreeSet<softpath::FlowId>,
+    /// Meters with IDs beyond the softpath's. Open vSwitch sets two such to see whether meters work, and gives its own meters
+    /// IDs from 0 on.
+    probed_meters: BTreeSet<u32>,
 }
 
 /// All datapaths.
