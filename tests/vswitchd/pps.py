@@ -12,6 +12,7 @@ import sys
 import time
 
 PORT = 7000
+SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>; Python does not name it
 LENGTH = 64
 
 
@@ -35,7 +36,7 @@ def send(address, rate, seconds):
 
 def count(address, seconds):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 64 << 20)
+    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
     sock.bind((address, PORT))
     sock.settimeout(60)
     received, reordered, highest, gap, last = 0, 0, -1, 0.0, None

@@ -175,8 +175,8 @@ impl Daemon {
     }
 
     fn explain(&self, as_json: bool, ufid: &str) -> Answer {
-        let wanted =
-            parse_ufid(ufid.strip_prefix("ufid:").unwrap_or(ufid)).map_err(|error| error.to_string())?;
+        let wanted = parse_ufid(&format!("ufid:{}", ufid.strip_prefix("ufid:").unwrap_or(ufid)))
+            .map_err(|error| error.to_string())?;
         let found = stopped(self.serve.call(move |serve| {
             collect(serve, |flow| (flow.flow.ufid == Some(wanted)).then(|| flow.clone()))
         }))?;
