@@ -11,6 +11,8 @@ pub struct Pipeline {
     every_port_mapped: bool,
     last_stage: Stage,
     uncounted: bool,
+    /// First of the recirculation IDs that the caller resumes in software.
+    software_ids: Option<u32>,
 }
 
 impl Pipeline {
@@ -21,7 +23,7 @@ impl Pipeline {
         let ports: PortMap = ports.iter().filter(|(_, nic)| has(*nic)).collect();
         let every_port_mapped = caps.ports.iter().all(|p| ports.dp(p.port).is_some());
         let last_stage = caps.tables.iter().map(|t| t.stage).max().unwrap_or(Stage(0));
-        Self { caps: caps.clone(), ports, every_port_mapped, last_stage, uncounted: false }
+        Self { caps: caps.clone(), ports, every_port_mapped, last_stage, uncounted: false, software_ids: None }
     }
 
     /// Lets flows into tables whose entries do not count everything. Without it they are refused there, as a flow's
@@ -34,6 +36,19 @@ impl Pipeline {
     /// True if flows may be in tables whose entries do not count everything.
     pub fn uncounted(&self) -> bool {
         self.uncounted
+    }
+
+    /// Says that the caller itself goes on with packets that recirculate to `first` or a higher ID: no flow with such an ID
+    /// will ever be put. A recirculation to one hands the packet, as it is then, to the slow queue at once, with the ID as
+    /// metadata; no later stage is needed for it.
+    #[must_use]
+    pub fn resuming_in_software_from(self, first: u32) -> Self {
+        Self { software_ids: Some(first), ..self }
+    }
+
+    /// True if packets with this recirculation ID are the caller's to resume.
+    pub fn resumes_in_software(&self, recirc_id: u32) -> bool {
+        self.software_ids.is_some_and(|first| recirc_id >= first)
     }
 
     /// The records.

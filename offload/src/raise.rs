@@ -244,6 +244,11 @@ fn raise_actions(
                 out.push(Action::Recirc(metadata.ok_or(Difference::Actions)?));
                 return Ok((out, Some(*stage)));
             }
+            NicAction::Trap if n + 1 == actions.len() => {
+                let id = metadata.filter(|id| pipeline.resumes_in_software(*id)).ok_or(Difference::Actions)?;
+                out.push(Action::Recirc(id));
+                return Ok((out, None));
+            }
             _ => return Err(Difference::Actions),
         }
     }

@@ -151,6 +151,8 @@ pub enum Limit {
     Uncounted,
     /// Every table that would take the flow is excluded, being full.
     Full,
+    /// The flow gives way to others, which a hash table cannot say.
+    NoRanks,
 }
 
 /// Why recirculation does not reach a flow in hardware.
@@ -250,6 +252,9 @@ impl Refusal {
             }
             Cause::Limit(Limit::NoTable(_)) => "a profile with more stages would lift it".into(),
             Cause::Limit(Limit::Full) => "a larger profile, or fewer flows, would lift it".into(),
+            Cause::Limit(Limit::NoRanks) => {
+                "the highest priority, or a profile whose stage has a TCAM, would lift it".into()
+            }
             Cause::Recirc { why, .. } => match why {
                 RecircCause::NoParent => "a flow in hardware that recirculates to it would lift it".into(),
                 RecircCause::Circle => "nothing does: stages are only passed forwards".into(),
@@ -279,7 +284,7 @@ impl Refusal {
         match self.cause {
             Cause::Field { why: FieldCause::NotInTable(_), .. } => 0,
             Cause::Field { .. } => 1,
-            Cause::Limit(Limit::NoTable(_)) => 0,
+            Cause::Limit(Limit::NoTable(_) | Limit::NoRanks) => 0,
             Cause::Action { .. } => 2,
             Cause::Limit(_) => 3,
             Cause::Recirc { .. } => 3,
@@ -365,6 +370,7 @@ impl fmt::Display for Cause {
             Self::Limit(Limit::Uncounted) => write!(f, "entries do not count packets and bytes"),
             Self::Limit(Limit::NoTable(stage)) => write!(f, "stage {} has no table", stage.0),
             Self::Limit(Limit::Full) => write!(f, "every table that would take the flow is full"),
+            Self::Limit(Limit::NoRanks) => write!(f, "a priority below the highest needs a TCAM"),
             Self::Recirc { id, why } => {
                 write!(f, "recirc_id({id:#x}) ")?;
                 match why {

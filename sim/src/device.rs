@@ -199,12 +199,16 @@ impl Fl1 {
         }
     }
 
-    /// Plugs a wire into a port, numbered from 1. False: there is no such port.
+    /// Plugs a wire into a port, numbered from 1. False: there is no such port. A device at work tells of a link that
+    /// comes or goes with the wire.
     pub fn plug(&mut self, port: u16, wire: Box<dyn Wire>) -> bool {
+        let at_work = self.enable;
         let Some(p) = usize::from(port).checked_sub(1).and_then(|i| self.ports.get_mut(i)) else {
             return false;
         };
-        p.link_told = wire.link_up();
+        if !at_work {
+            p.link_told = wire.link_up();
+        }
         p.wire = wire;
         true
     }

@@ -120,6 +120,23 @@ impl Default for Fl1Config {
     }
 }
 
+/// What a port counted since the last reset. Bytes are L2, without FCS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Frames taken from the wire.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Frames sent, by tables and slow path.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Of the frames taken, those that a slow queue got.
+    pub rx_slow: u64,
+    /// Outputs to a port that is disabled.
+    pub tx_dropped: u64,
+}
+
 /// What the driver counted. All of it is zero, but for the first three, with a device that works.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fl1Stats {
@@ -288,6 +305,34 @@ impl Fl1 {
             code: self.regs.get(regs::VIOL_CODE)?,
             info: self.regs.get64(regs::VIOL_INFO_LO)?,
         })
+    }
+
+    /// What a port counted since the last reset, by its registers: a handful of slow reads.
+    pub fn port_counters(&self, port: NicPort) -> Result<PortCounters, NicError> {
+        let n = self.port_number(port)?;
+        Ok(PortCounters {
+            rx_packets: self.regs.get64(regs::PORT_RX_PACKETS_LO.of(n))?,
+            rx_bytes: self.regs.get64(regs::PORT_RX_BYTES_LO.of(n))?,
+            tx_packets: self.regs.get64(regs::PORT_TX_PACKETS_LO.of(n))?,
+            tx_bytes: self.regs.get64(regs::PORT_TX_BYTES_LO.of(n))?,
+            rx_slow: self.regs.get64(regs::PORT_RX_SLOW_LO.of(n))?,
+            tx_dropped: self.regs.get64(regs::PORT_TX_DROPPED_LO.of(n))?,
+        })
+    }
+
+    /// A port's Ethernet address, as the device has it.
+    pub fn port_address(&self, port: NicPort) -> Result<[u8; 6], NicError> {
+        let bits = self.regs.get64(regs::PORT_MAC_LO.of(self.port_number(port)?))?;
+        let [.., a, b, c, d, e, f] = bits.to_be_bytes();
+        Ok([a, b, c, d, e, f])
+    }
+
+    fn port_number(&self, port: NicPort) -> Result<u32, NicError> {
+        let n = u32::from(port.0);
+        if n == 0 || n > self.id.ports {
+            return Err(NicError::Invalid(format!("port {n} of {}", self.id.ports)));
+        }
+        Ok(n)
     }
 
     /// Sets a meter: `rate` packets per second and a burst of `burst` packets if `packets`, else kilobits. A rate and

@@ -209,7 +209,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn recirc(&mut self, id: u32, last: bool, stages: &dyn Stages) -> Result<Stage, ActionCause> {
+    /// The stage where the packet goes on; `None` for the slow queue.
+    fn recirc(&mut self, id: u32, last: bool, stages: &dyn Stages) -> Result<Option<Stage>, ActionCause> {
         if !last {
             return Err(ActionCause::NotLast);
         }
@@ -220,6 +221,12 @@ impl Builder<'_> {
             return Err(ActionCause::BadArgument);
         }
         self.has(ActionKind::SetMetadata)?;
+        if self.pipeline.resumes_in_software(id) {
+            self.has(ActionKind::Trap)?;
+            self.out.push(NicAction::SetMetadata(id));
+            self.out.push(NicAction::Trap);
+            return Ok(None);
+        }
         self.has(ActionKind::Goto)?;
         let stage = stages.stage_of(id).ok_or(ActionCause::NoLaterStage)?;
         if stage <= self.table.stage || !self.table.goto.contains(&stage) {
@@ -227,7 +234,7 @@ impl Builder<'_> {
         }
         self.out.push(NicAction::SetMetadata(id));
         self.out.push(NicAction::Goto(stage));
-        Ok(stage)
+        Ok(Some(stage))
     }
 }
 
@@ -271,7 +278,7 @@ pub(crate) fn lower(
             }
             Action::Recirc(id) => match b.recirc(*id, next.is_none(), stages) {
                 Ok(stage) => {
-                    goto = Some((*id, stage));
+                    goto = stage.map(|stage| (*id, stage));
                     Ok(())
                 }
                 Err(why) => Err(why),

@@ -8,7 +8,7 @@ pub(crate) mod matching;
 
 use crate::pipeline::{Pipeline, all_bits, field_of, takes, write};
 use crate::refusal::{Cause, FieldCause, Limit, RecircCause, Refusal};
-use flowlift_driver::nic::{Entry, Field, NicPort, Stage, TableCaps, TableId};
+use flowlift_driver::nic::{Entry, Field, NicPort, Stage, TableCaps, TableId, TableKind};
 use flowlift_flow::Flow;
 use matching::{InPort, Wants};
 use smallvec::SmallVec;
@@ -75,6 +75,20 @@ pub fn lower(
     flow: &Flow,
     excluded: Excluded,
 ) -> Result<Plan, Refusal> {
+    lower_ranked(pipeline, recirc, flow, 0, excluded)
+}
+
+/// [`lower`] for a flow that gives way to others: where two flows match a packet, the one of lower rank has it.
+///
+/// Flows of rank 0 go anywhere, all others into TCAMs alone. Since a stage's hash tables are searched before its TCAMs and
+/// hold nothing but rank 0, and a TCAM goes by priority, the order of ranks is the order of the lookup.
+pub fn lower_ranked(
+    pipeline: &Pipeline,
+    recirc: &dyn RecircStages,
+    flow: &Flow,
+    rank: u16,
+    excluded: Excluded,
+) -> Result<Plan, Refusal> {
     let wants = matching::wants(&flow.matching, pipeline.caps().parser).map_err(Refusal::of_nic)?;
     let id = wants.recirc_id;
     let stage = recirc.stage(id).map_err(|why| Refusal::of_nic(Cause::Recirc { id, why }))?;
@@ -86,8 +100,18 @@ pub fn lower(
             full = true;
             continue;
         }
-        match on_table(pipeline, recirc, flow, &wants, &ports, table) {
-            Ok(plan) => return Ok(plan),
+        let planned = if rank != 0 && table.kind != TableKind::Tcam {
+            Err(Cause::Limit(Limit::NoRanks))
+        } else {
+            on_table(pipeline, recirc, flow, &wants, &ports, table)
+        };
+        match planned {
+            Ok(mut plan) => {
+                if table.kind == TableKind::Tcam {
+                    plan.entries.iter_mut().for_each(|entry| entry.priority = u16::MAX - rank);
+                }
+                return Ok(plan);
+            }
             Err(cause) => {
                 let refusal = Refusal::by(cause, table.into());
                 // The later of equals: a TCAM says more than a hash table.

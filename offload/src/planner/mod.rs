@@ -36,6 +36,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub trait FlowSource {
     /// The flow as it is now.
     fn flow(&self, id: FlowId) -> Option<Flow>;
+    /// Its rank: where several flows match a packet, the one of the lowest rank has it; 0 where flows do not overlap.
+    fn rank(&self, id: FlowId) -> u16 {
+        let _ = id;
+        0
+    }
     /// Packets that software handled for it: how busy a flow is that waits for a place.
     fn packets(&self, id: FlowId) -> u64 {
         let _ = id;
@@ -145,12 +150,16 @@ pub struct Planner {
 impl Planner {
     /// A planner for a NIC with these records, which shares these ports with the datapath. The NIC's tables are empty.
     pub fn new(caps: &NicCaps, ports: &PortMap) -> Self {
-        let pipeline = Pipeline::new(caps, ports);
+        Self::over(Pipeline::new(caps, ports))
+    }
+
+    /// A planner for the NIC of this pipeline. The NIC's tables are empty.
+    pub fn over(pipeline: Pipeline) -> Self {
         Self {
             graph: RecircGraph::new(pipeline.last_stage()),
             slots: Vec::new(),
             queue: VecDeque::new(),
-            places: PlaceMap::new(caps),
+            places: PlaceMap::new(pipeline.caps()),
             outbox: VecDeque::new(),
             by_recirc: BTreeMap::new(),
             by_hop: BTreeMap::new(),
@@ -217,7 +226,8 @@ impl Planner {
             self.slots.resize_with(n + 1, Slot::default);
         }
         self.unlink(id);
-        let (recirc, next) = (recirc_id(flow), hop(flow));
+        let next = hop(flow).filter(|h| !self.pipeline.resumes_in_software(h.to));
+        let recirc = recirc_id(flow);
         let slot = &mut self.slots[n];
         (slot.wanted, slot.present) = (true, true);
         (slot.recirc_id, slot.hop_to) = (recirc, next.map(|h| h.to));

@@ -2,8 +2,9 @@
 
 use super::slot::{Op, Places};
 use super::{FlowId, FlowSource, Planner, RESET_INTERVAL_NS, Reason, UNKNOWN_MAX_NS};
-use crate::lower::{Excluded, lower};
+use crate::lower::{Excluded, lower_ranked};
 use flowlift_driver::nic::{Entry, EntryId, Nic, NicState, TableId};
+use flowlift_flow::Flow;
 
 impl Planner {
     /// The device's tables are empty, or gone with it: what they counted is kept, and the flows are planned again.
@@ -133,8 +134,9 @@ impl Planner {
             let Some(slot) = self.slot(id).filter(steady) else { continue };
             let excluded = Excluded(slot.excluded);
             let part = slot.places.as_slice().iter().position(|p| *p == entry_id.index);
-            let expected =
-                source.flow(id).and_then(|f| lower(&self.pipeline, &self.graph, &f, excluded).ok());
+            let lowered =
+                |f: Flow| lower_ranked(&self.pipeline, &self.graph, &f, source.rank(id), excluded).ok();
+            let expected = source.flow(id).and_then(lowered);
             let same = |plan: &crate::lower::Plan, entry: &Entry| {
                 plan.table == entry_id.table && part.and_then(|n| plan.entries.get(n)) == Some(entry)
             };

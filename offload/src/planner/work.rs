@@ -2,7 +2,7 @@
 
 use super::slot::{After, Op, Places};
 use super::{FlowId, FlowSource, Planner, Reason};
-use crate::lower::{Excluded, Plan, lower};
+use crate::lower::{Excluded, Plan, lower_ranked};
 use crate::placement::Candidate;
 use crate::raise::check;
 use crate::refusal::{Cause, Limit, RecircCause, Refusal, TableRef};
@@ -50,18 +50,18 @@ impl Planner {
         }
         slot.rewrite = false;
         match source.flow(id) {
-            Some(flow) => self.plan_flow(id, &flow, nic),
+            Some(flow) => self.plan_flow(id, &flow, source.rank(id), nic),
             None => self.keep_in_software(id, Reason::NoFlow, None),
         }
     }
 
-    fn plan_flow(&mut self, id: FlowId, flow: &Flow, nic: &dyn Nic) {
+    fn plan_flow(&mut self, id: FlowId, flow: &Flow, rank: u16, nic: &dyn Nic) {
         let Some(slot) = self.slot(id) else { return };
         let (mut excluded, recirc) = (Excluded(slot.excluded), slot.recirc_id);
         // What the device said of a table that it would not take this flow into.
         let mut full = slot.reason().filter(|r| matches!(r, Reason::TableFull(_) | Reason::MasksFull(_)));
         loop {
-            let plan = match lower(&self.pipeline, &self.graph, flow, excluded) {
+            let plan = match lower_ranked(&self.pipeline, &self.graph, flow, rank, excluded) {
                 Ok(plan) => plan,
                 Err(Refusal { cause: Cause::Limit(Limit::Full), .. }) if full.is_some() => {
                     let reason = full.unwrap_or(Reason::Queued);

@@ -29,8 +29,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use wire::{Cables, ServerWire};
-pub use wire::{WireError, WireKind, WireSpec};
+pub use wire::{Cables, ServerWire, WireError, WireKind, WireSpec};
 
 /// Messages handled between two steps of the device.
 const MESSAGES: usize = 64;

@@ -147,9 +147,9 @@ impl CableEnd {
     }
 }
 
-/// The cables of a server: ends that wait for their other one.
+/// The cables of a server, or of whoever else plugs wires in: ends that wait for their other one.
 #[derive(Default)]
-pub(super) struct Cables {
+pub struct Cables {
     open: HashMap<String, CableEnd>,
     whole: HashSet<String>,
 }
@@ -261,14 +261,18 @@ impl State {
 
 /// A wire of a served device. Clones are the same wire: one goes to the device, the other stays with the server.
 #[derive(Clone)]
-pub(super) struct ServerWire {
+pub struct ServerWire {
     state: Arc<Mutex<State>>,
     /// Readable when a frame comes, to wait for it without the lock; captures and cables have none.
     fd: Option<Arc<OwnedFd>>,
 }
 
 impl ServerWire {
-    pub(super) fn open(spec: &WireSpec, cables: &mut Cables) -> Result<Self, WireError> {
+    /// Opens the other end.
+    ///
+    /// # Errors
+    /// It is not there, or not to be had.
+    pub fn open(spec: &WireSpec, cables: &mut Cables) -> Result<Self, WireError> {
         let end = End::open(spec, cables)?;
         let fd = end.fd().map(|fd| fd.try_clone_to_owned()).transpose();
         let fd = fd.map_err(|e| spec.error(e.into()))?.map(Arc::new);

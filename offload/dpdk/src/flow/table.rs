@@ -1,0 +1,126 @@
+//! A port's rules by their handles.
+//!
+//! A handle is a number, not an address: the place of the rule and a generation. One that was given up, or never given, is
+//! found out without looking at any memory.
+
+use crate::nic::rules::Rule;
+use std::sync::Arc;
+
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    rule: Option<Arc<Rule>>,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub struct FlowTable {
+    places: Vec<Place>,
+    free: Vec<u32>,
+    /// Place of the rule with a fingerprint.
+    by_print: hashbrown::HashMap<u64, u32>,
+}
+
+/// Never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handle(pub u64);
+
+impl Handle {
+    fn new(place: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | (u64::from(place) + 1))
+    }
+
+    fn parts(self) -> Option<(usize, u32)> {
+        let place = (self.0 & 0xffff_ffff).checked_sub(1)?;
+        Some((usize::try_from(place).ok()?, (self.0 >> 32) as u32))
+    }
+}
+
+impl FlowTable {
+    /// True if a rule with the same match and priority is there.
+    pub fn has_same(&self, rule: &Rule) -> bool {
+        let place = self.by_print.get(&rule.print).and_then(|n| self.places.get(*n as usize));
+        place.and_then(|p| p.rule.as_ref()).is_some_and(|other| other.same_match(rule))
+    }
+
+    /// Adds a rule; `None` if there are too many.
+    pub fn insert(&mut self, rule: Arc<Rule>) -> Option<Handle> {
+        let n = match self.free.pop() {
+            Some(n) => n,
+            None => {
+                let n = u32::try_from(self.places.len()).ok().filter(|n| *n < u32::MAX)?;
+                self.places.push(Place::default());
+                n
+            }
+        };
+        let place = self.places.get_mut(n as usize)?;
+        self.by_print.insert(rule.print, n);
+        place.rule = Some(rule);
+        Some(Handle::new(n, place.generation))
+    }
+
+    /// The rule of a handle.
+    pub fn get(&self, handle: Handle) -> Option<&Arc<Rule>> {
+        let (n, generation) = handle.parts()?;
+        self.places.get(n).filter(|p| p.generation == generation)?.rule.as_ref()
+    }
+
+    /// Takes a rule out.
+    pub fn take(&mut self, handle: Handle) -> Option<Arc<Rule>> {
+        let (n, generation) = handle.parts()?;
+        let place = self.places.get_mut(n).filter(|p| p.generation == generation)?;
+        let rule = place.rule.take()?;
+        place.generation = place.generation.wrapping_add(1);
+        self.by_print.remove(&rule.print);
+        self.free.push(u32::try_from(n).ok()?);
+        Some(rule)
+    }
+
+    /// Takes all rules out.
+    pub fn take_all(&mut self) -> Vec<Arc<Rule>> {
+        let mut rules = Vec::new();
+        for (n, place) in self.places.iter_mut().enumerate() {
+            if let (Some(rule), Ok(n)) = (place.rule.take(), u32::try_from(n)) {
+                place.generation = place.generation.wrapping_add(1);
+                self.free.push(n);
+                rules.push(rule);
+            }
+        }
+        self.by_print.clear();
+        rules
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nic::rules::{CompactMatch, Prints};
+    use flowlift_driver::nic::TableId;
+    use flowlift_flow::Match;
+
+    fn rule(prints: &Prints, port: u32) -> Arc<Rule> {
+        let mut m = Match::default();
+        (m.key.in_port, m.mask.0.in_port) = (port, u32::MAX);
+        let matching = CompactMatch::new(&m);
+        let print = prints.of(&matching, 0);
+        Arc::new(Rule::new(matching, vec![], 0, None, true, print, (TableId(0), 0, 1)))
+    }
+
+    #[test]
+    fn a_handle_is_good_for_its_rule_alone() {
+        let prints = Prints::default();
+        let mut table = FlowTable::default();
+        let first = table.insert(rule(&prints, 1)).unwrap();
+        assert!(table.has_same(&rule(&prints, 1)) && !table.has_same(&rule(&prints, 2)));
+        assert!(table.take(first).is_some());
+        assert!(table.take(first).is_none() && !table.has_same(&rule(&prints, 1)));
+        let second = table.insert(rule(&prints, 2)).unwrap();
+        assert_ne!(first, second);
+        assert!(table.get(first).is_none() && table.get(second).is_some());
+        for wild in [0, 1 << 32, u64::MAX, 0xdead_beef, second.0 + 1] {
+            assert!(table.get(Handle(wild)).is_none(), "{wild:#x}");
+        }
+        assert_eq!(table.take_all().len(), 1);
+        assert!(table.get(second).is_none());
+    }
+}

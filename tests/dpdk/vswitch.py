@@ -1,0 +1,244 @@
+#!/usr/bin/env python3
+"""Debian's Open vSwitch with DPDK, with two ports of a simulated NIC and hw-offload: what it lifts, what it does not, and that
+nobody but its own dump can tell the difference."""
+
+import re
+import time
+
+from common import Process, Wire, check, ether, main, output, plugin, tcp, udp, until
+
+VSWITCHD = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
+SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+
+
+class Switch:
+    """ovsdb-server and ovs-vswitchd-dpdk with a bridge of two ports."""
+
+    def __init__(self, folder, profile):
+        self.folder = folder
+        self.wires = [Wire(folder, "p0"), Wire(folder, "p1")]
+        database, socket = folder / "conf.db", f"unix:{folder}/db.sock"
+        self.socket = socket
+        output("ovsdb-tool", "create", str(database), SCHEMA)
+        env = {"OVS_RUNDIR": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        self.env = env
+        self.database = Process(
+            folder, "ovsdb-server", "ovsdb-server", str(database), f"--remote=p{socket}", f"--unixctl={folder}/db.ctl", env=env
+        )
+        until(10, "ovsdb-server", (folder / "db.sock").exists)
+        arguments = [f"nic=sim,port={n},profile={profile},{wire.devargs}" for n, wire in enumerate(self.wires)]
+        # The first port is there as DPDK starts, the second comes by hotplug.
+        extra = (
+            "--no-huge --legacy-mem -m 1024 --no-pci --no-shconf --no-telemetry -l 0 "
+            f"-d {plugin()} --vdev=net_flowlift0,{arguments[0]}"
+        )
+        self.vsctl("--no-wait", "init")
+        self.vsctl(
+            "--no-wait",
+            "set",
+            "Open_vSwitch",
+            ".",
+            "other_config:dpdk-init=true",
+            "other_config:hw-offload=true",
+            "other_config:pmd-cpu-mask=0x2",
+            "other_config:max-idle=600000",
+            f'other_config:dpdk-extra="{extra}"',
+        )
+        self.daemon = Process(
+            folder,
+            "vswitchd",
+            VSWITCHD,
+            socket,
+            f"--unixctl={folder}/vswitchd.ctl",
+            f"--log-file={folder}/vswitchd.log",
+            "-vconsole:off",
+            "-vnetdev_offload_dpdk:file:dbg",
+            env=env,
+        )
+        until(60, lambda: f"ovs-vswitchd-dpdk: {self.daemon.text()}", lambda: (folder / "vswitchd.ctl").exists())
+        self.vsctl("add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev", "fail_mode=secure", "protocols=OpenFlow13")
+        for n, argument in enumerate(arguments):
+            name = f"p{n}"
+            devargs = f"net_flowlift{n}" if n == 0 else f"net_flowlift{n},{argument}"
+            self.vsctl(
+                "add-port",
+                "br0",
+                name,
+                "--",
+                "set",
+                "Interface",
+                name,
+                "type=dpdk",
+                f"ofport_request={n + 1}",
+                f'options:dpdk-devargs="{devargs}"',
+            )
+            error = self.vsctl("get", "Interface", name, "error").strip()
+            check(error == "[]", f"port {name}: {error}")
+
+    def vsctl(self, *arguments):
+        return output("ovs-vsctl", "--timeout=60", f"--db={self.socket}", *arguments, env=self.env)
+
+    def appctl(self, *arguments):
+        return output("ovs-appctl", "--timeout=60", f"--target={self.folder}/vswitchd.ctl", *arguments, env=self.env)
+
+    def rules(self, *rules):
+        """Replaces all OpenFlow rules, and the datapath's flows with them."""
+        text = "\n".join(rules) + "\n"
+        output("ovs-ofctl", "-OOpenFlow13", "--timeout=60", "del-flows", "br0", env=self.env)
+        output("ovs-ofctl", "-OOpenFlow13", "--timeout=60", "add-flows", "br0", "-", input=text, env=self.env)
+        self.appctl("revalidator/purge")
+
+    def flows(self, kind="all"):
+        """The datapath's flows: each line of the dump."""
+        return [line for line in self.appctl("dpctl/dump-flows", "-m", f"type={kind}").splitlines() if "ufid" in line]
+
+    def flow(self, part, kind="all"):
+        found = [line for line in self.flows(kind) if part in line]
+        return found[0] if found else None
+
+    def offloaded(self, part, state="offloaded:yes, dp:dpdk"):
+        def there():
+            line = self.flow(part)
+            return line if line and state in line else None
+
+        return until(20, lambda: f"{state} of {part}: {self.flows()}", there)
+
+    def stop(self):
+        self.daemon.stop()
+        self.database.stop()
+
+
+def packets(line):
+    return int(re.search(r"packets:(\d+)", line)[1])
+
+
+def octets(line):
+    return int(re.search(r"bytes:(\d+)", line)[1])
+
+
+def full(switch):
+    """A flow that the NIC takes whole: counters are exact, and the packets do not come to the host."""
+    p0, p1 = switch.wires
+    switch.rules("in_port=1,udp,tp_dst=53 actions=set_field:02:00:00:00:00:99->eth_dst,output:2", "in_port=2 actions=output:1")
+    frame = udp("10.0.0.1", "10.0.0.2", 1000, 53, b"hello")
+    expected = bytes.fromhex("020000000099") + frame[6:]
+    p0.send(frame)
+    check(p1.expect(1) == [expected], "the first packet goes through software, changed")
+    switch.offloaded("in_port(p0)")
+    count = 2000
+    for _ in range(count):
+        p0.send(frame)
+    check(p1.expect(count) == [expected] * count, "all the others go through hardware, changed")
+    line = until(10, lambda: f"counters: {switch.flows()}", lambda: (f := switch.flow("in_port(p0)")) and packets(f) >= count and f)
+    # Open vSwitch does not count the packet of the upcall as a hit.
+    check(packets(line) == count and octets(line) == count * len(frame), f"exact counters: {line}")
+    slow = int(switch.vsctl("get", "Interface", "p0", "statistics:rx_packets"))
+    check(slow < count, f"{slow} of {count + 1} packets came to the host")
+    check(len(switch.flows("offloaded")) == 1, f"type=offloaded: {switch.flows('offloaded')}")
+
+
+def several(switch):
+    """Tags, outputs, drops and IPv4 TCP with flags."""
+    p0, p1 = switch.wires
+    switch.rules(
+        "in_port=1,udp,tp_dst=80 actions=push_vlan:0x8100,set_field:4103->vlan_vid,set_field:3->vlan_pcp,output:2",
+        "in_port=1,udp,dl_vlan=9 actions=pop_vlan,output:2",
+        "in_port=1,udp,tp_dst=81 actions=output:2,set_field:10.9.9.9->ip_src,output:in_port",
+        "in_port=1,tcp actions=drop",
+        "in_port=2,tcp actions=set_field:9->nw_ttl,set_field:4242->tcp_dst,output:1",
+    )
+    cases = [
+        (0, udp("10.0.0.1", "10.0.0.2", 1, 80), "push_vlan"),
+        (0, udp("10.0.0.1", "10.0.0.2", 1, 82, tags=[(0x8100, 9)]), "pop_vlan"),
+        (0, udp("10.0.0.1", "10.0.0.2", 1, 81), "ipv4(src=10.9.9.9"),
+        (1, tcp("10.0.0.3", "10.0.0.4", 5, 6), "ttl=9"),
+    ]
+    for port, frame, part in cases:
+        source, others = switch.wires[port], switch.wires
+        source.send(frame)
+        until(10, f"a flow with {part}", lambda part=part: switch.flow(part))
+        time.sleep(0.1)
+        first = [wire.received() for wire in others]
+        switch.offloaded(part)
+        source.send(frame)
+        time.sleep(0.2)
+        second = [wire.received() for wire in others]
+        check(any(first), f"{part}: something leaves")
+        check(first == second, f"{part}: software sends {first}, hardware {second}")
+    p0.send(tcp("10.0.0.1", "10.0.0.2", 7, 8))
+    switch.offloaded("actions:drop")
+    for _ in range(50):
+        p0.send(tcp("10.0.0.1", "10.0.0.2", 7, 8))
+    until(10, lambda: f"drops: {switch.flows()}", lambda: packets(switch.flow("actions:drop")) == 50)
+    check(not p1.received(), "nothing leaves")
+
+
+def partial_and_refused(switch):
+    """What the NIC cannot do whole is forwarded all the same."""
+    p0, p1 = switch.wires
+    # The bridge's own port is not on the NIC: Open vSwitch falls back to MARK and RSS.
+    switch.rules("in_port=1,udp actions=output:LOCAL,output:2", "in_port=1,ipv6,nw_proto=59 actions=output:2")
+    frame = udp("10.1.0.1", "10.1.0.2", 1, 2)
+    p0.send(frame)
+    check(p1.expect(1) == [frame], "partly offloaded, the first packet")
+    switch.offloaded("eth_type(0x0800)", "offloaded:partial, dp:ovs")
+    for _ in range(100):
+        p0.send(frame)
+    check(p1.expect(100) == [frame] * 100, "partly offloaded, the others")
+    until(10, lambda: f"counters: {switch.flows()}", lambda: packets(switch.flow("eth_type(0x0800)")) == 100)
+    # A next header that the NIC's parser may take for an extension: refused, and refused again with MARK and RSS.
+    frame = ether(bytes.fromhex("60000000" "0000" "3b40") + bytes(15) + b"\1" + bytes(15) + b"\2", 0x86DD)
+    for _ in range(20):
+        p0.send(frame)
+    check(p1.expect(20) == [frame] * 20, "refused, and forwarded")
+    line = switch.flow("proto=59")
+    check(line and "dp:ovs" in line and "offloaded" not in line, f"refused: {line}")
+    log = (switch.folder / "vswitchd.log").read_text()
+    check("field ipv6.proto is not seen by the NIC's parser" in log, "the refusal says why in ovs-vswitchd's log")
+
+
+def ageing(switch):
+    """Flows that Open vSwitch forgets leave the NIC; flows whose port goes away do no harm."""
+    p0, p1 = switch.wires
+    switch.rules("in_port=1,udp actions=output:2")
+    switch.vsctl("set", "Open_vSwitch", ".", "other_config:max-idle=1000")
+    frame = udp("10.2.0.1", "10.2.0.2", 1, 2)
+    p0.send(frame)
+    p1.expect(1)
+    switch.offloaded("in_port(p0)")
+    # Hardware hits keep it alive.
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        p0.send(frame)
+        time.sleep(0.1)
+    check(switch.flow("in_port(p0)", "offloaded"), "hits in hardware keep a flow")
+    until(20, lambda: f"idle: {switch.flows()}", lambda: not switch.flows())
+    p1.received()
+    switch.vsctl("set", "Open_vSwitch", ".", "other_config:max-idle=600000")
+    p0.send(frame)
+    p1.expect(1)
+    switch.offloaded("in_port(p0)")
+    # The target of the flow goes first, and comes back.
+    switch.vsctl("del-port", "br0", "p1")
+    for _ in range(10):
+        p0.send(frame)
+    time.sleep(0.5)
+    check(switch.daemon.alive(), "ovs-vswitchd survives a port that goes away under its flows")
+
+
+def test(folder):
+    switch = Switch(folder, "standard")
+    try:
+        for part in (full, several, partial_and_refused, ageing):
+            part(switch)
+            check(switch.daemon.alive(), "ovs-vswitchd lives")
+            print(f"  {part.__name__}: ok")
+    finally:
+        switch.stop()
+    log = (folder / "vswitchd.log").read_text()
+    for word in ("violations", "a bug", "|EMER|"):
+        check(word not in log, f"{word} in ovs-vswitchd's log")
+
+
+if __name__ == "__main__":
+    main(test)
