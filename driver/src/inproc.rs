@@ -10,12 +10,13 @@
 //! register access goes before the next step, however fast steps follow one another.
 
 use flowlift_bus::{
-    BarAccess, BarSpec, BarWindow, BusError, ConfigSpace, DeviceModel, DmaBus, DmaDirection, DmaDomain,
-    DmaFault, DmaMem, IovaRange, IrqInfo, IrqKind, IrqSink, LifecycleEvents, Mapping, MappingGuard,
+    BarAccess, BarSpec, BarWindow, BusError, ConfigSpace, DeviceModel, DmaDirection, DmaDomain, DmaFault,
+    DmaMem, DmaPages, IovaRange, IrqInfo, IrqKind, IrqSink, LifecycleEvents, Mapping, MappingGuard, PagedBus,
     PciFunction,
 };
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -120,39 +121,6 @@ impl Iommu {
         fault
     }
 
-    /// Splits an access at mapping borders, as the page walk would, and hands each piece to `f` with the memory, the
-    /// offset in it and the range of the access. Pieces before a blocked one have been carried out by then.
-    fn access(
-        &self,
-        iova: u64,
-        len: usize,
-        write: bool,
-        mut f: impl FnMut(&DmaMem, usize, std::ops::Range<usize>) -> Result<(), BusError>,
-    ) -> Result<(), DmaFault> {
-        let fault = || self.blocked(iova, len, write);
-        if !self.bus_master.load(Ordering::Acquire) || self.gone.load(Ordering::Acquire) {
-            return Err(fault());
-        }
-        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
-        let mut done = 0;
-        while done < len {
-            let at = iova.wrapping_add(done as u64);
-            let after = maps.partition_point(|m| m.iova <= at);
-            let m = after.checked_sub(1).and_then(|i| maps.get(i)).filter(|m| at <= m.last());
-            let allowed = m.filter(|m| match m.direction {
-                DmaDirection::ToDevice => !write,
-                DmaDirection::FromDevice => write,
-                DmaDirection::Bidirectional => true,
-            });
-            let Some(m) = allowed else { return Err(fault()) };
-            let offset = (at - m.iova) as usize;
-            let n = (len - done).min(m.mem.len() - offset);
-            f(&m.mem, offset, done..done + n).map_err(|_| fault())?;
-            done += n;
-        }
-        Ok(())
-    }
-
     fn map(&self, mem: &Arc<DmaMem>, iova: u64, direction: DmaDirection) -> Result<(), BusError> {
         let len = mem.len() as u64;
         let refuse = |why: &str| Err(BusError::Map { iova, len, why: why.into() });
@@ -186,27 +154,36 @@ impl Iommu {
     }
 }
 
-/// The model's way to host memory.
-struct IommuBus(Arc<Iommu>);
-
-impl DmaBus for IommuBus {
-    fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
-        self.0.access(iova, data.len(), false, |mem, offset, piece| mem.read_bytes(offset, &mut data[piece]))
-    }
-    fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
-        self.0.access(iova, data.len(), true, |mem, offset, piece| mem.write_bytes(offset, &data[piece]))
-    }
-    fn load_u64(&self, iova: u64) -> Result<u64, DmaFault> {
-        let mut value = 0;
-        // Mappings are whole pages, so only a misaligned word could be split, and the load refuses that one.
-        self.0.access(iova, 8, false, |mem, offset, _| {
-            value = mem.load_u64(offset, Ordering::Acquire)?;
-            Ok(())
-        })?;
-        Ok(value)
-    }
-    fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaFault> {
-        self.0.access(iova, 8, true, |mem, offset, _| mem.store_u64(offset, value, Ordering::Release))
+impl DmaPages for Iommu {
+    fn access(
+        &self,
+        iova: u64,
+        len: usize,
+        write: bool,
+        mut piece: impl FnMut(&DmaMem, usize, Range<usize>) -> Result<(), BusError>,
+    ) -> Result<(), DmaFault> {
+        let fault = || self.blocked(iova, len, write);
+        if !self.bus_master.load(Ordering::Acquire) || self.gone.load(Ordering::Acquire) {
+            return Err(fault());
+        }
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        let mut done = 0;
+        while done < len {
+            let at = iova.wrapping_add(done as u64);
+            let after = maps.partition_point(|m| m.iova <= at);
+            let m = after.checked_sub(1).and_then(|i| maps.get(i)).filter(|m| at <= m.last());
+            let allowed = m.filter(|m| match m.direction {
+                DmaDirection::ToDevice => !write,
+                DmaDirection::FromDevice => write,
+                DmaDirection::Bidirectional => true,
+            });
+            let Some(m) = allowed else { return Err(fault()) };
+            let offset = (at - m.iova) as usize;
+            let n = (len - done).min(m.mem.len() - offset);
+            piece(&m.mem, offset, done..done + n).map_err(|_| fault())?;
+            done += n;
+        }
+        Ok(())
     }
 }
 
@@ -346,7 +323,7 @@ impl<D: DeviceModel + 'static> InProc<D> {
             iommu: iommu.clone(),
         });
         let mapped = bars.iter().filter_map(|(b, m)| m.clone().map(|m| (b.index, m))).collect();
-        model.attach(Box::new(IommuBus(iommu.clone())), Box::new(SharedIrqs(irqs.clone())), mapped);
+        model.attach(Box::new(PagedBus(iommu.clone())), Box::new(SharedIrqs(irqs.clone())), mapped);
         Ok(Arc::new(Self {
             inner: Arc::new(Inner {
                 name: config.name,

@@ -1,6 +1,9 @@
 //! The device's side of the line: what a model implements and what is handed to it.
 
-use crate::DmaFault;
+use crate::{BusError, DmaFault, DmaMem};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Identity of a function in configuration space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +43,7 @@ pub trait DeviceModel: Send {
     fn msix_vectors(&self) -> u16;
     /// Hands the device its way to host memory and interrupts, and the shared memory of each mapped BAR. Called once,
     /// before any access.
-    fn attach(&mut self, dma: Box<dyn DmaBus>, irq: Box<dyn IrqSink>, mapped_bars: Vec<(u8, crate::DmaMem)>);
+    fn attach(&mut self, dma: Box<dyn DmaBus>, irq: Box<dyn IrqSink>, mapped_bars: Vec<(u8, DmaMem)>);
     /// Reads a register: `data` is 1, 2, 4 or 8 bytes, little-endian. A device that is gone fills it with 0xff.
     fn region_read(&mut self, bar: u8, offset: u64, data: &mut [u8]);
     /// Writes a register: `data` is 1, 2, 4 or 8 bytes, little-endian.
@@ -63,6 +66,44 @@ pub trait DmaBus: Send {
     fn load_u64(&self, iova: u64) -> Result<u64, DmaFault>;
     /// Stores a little-endian u64 at an 8-byte aligned address after everything written before it (release).
     fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaFault>;
+}
+
+/// Host memory in pages, as an IOMMU gives it to a device.
+pub trait DmaPages: Send + Sync {
+    /// Splits an access at the borders of mappings, as a page walk would, and hands each piece to `piece` with the memory,
+    /// the offset in it and the range of the access. Pieces before a blocked one have been carried out by then.
+    fn access(
+        &self,
+        iova: u64,
+        len: usize,
+        write: bool,
+        piece: impl FnMut(&DmaMem, usize, Range<usize>) -> Result<(), BusError>,
+    ) -> Result<(), DmaFault>;
+}
+
+/// The way of a device to memory in pages.
+#[derive(Debug)]
+pub struct PagedBus<P>(pub Arc<P>);
+
+impl<P: DmaPages> DmaBus for PagedBus<P> {
+    fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
+        self.0.access(iova, data.len(), false, |mem, at, piece| mem.read_bytes(at, &mut data[piece]))
+    }
+    fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
+        self.0.access(iova, data.len(), true, |mem, at, piece| mem.write_bytes(at, &data[piece]))
+    }
+    fn load_u64(&self, iova: u64) -> Result<u64, DmaFault> {
+        let mut value = 0;
+        // Mappings are whole pages, so only a misaligned word could be split, and the load refuses that one.
+        self.0.access(iova, 8, false, |mem, at, _| {
+            value = mem.load_u64(at, Ordering::Acquire)?;
+            Ok(())
+        })?;
+        Ok(value)
+    }
+    fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaFault> {
+        self.0.access(iova, 8, true, |mem, at, _| mem.store_u64(at, value, Ordering::Release))
+    }
 }
 
 /// Interrupts as a device sees them.

@@ -17,7 +17,7 @@ mod pci;
 pub mod vfio_user;
 
 pub use config::{ConfigEffect, ConfigSpace};
-pub use device::{BarSpec, DeviceModel, DmaBus, IrqSink, PciIdentity};
+pub use device::{BarSpec, DeviceModel, DmaBus, DmaPages, IrqSink, PagedBus, PciIdentity};
 pub use dma::{DmaDirection, DmaDomain, IovaRange, Mapping, MappingGuard};
 pub use error::{BusError, DmaFault};
 pub use mem::DmaMem;

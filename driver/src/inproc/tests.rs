@@ -1,7 +1,7 @@
 //! The transport with a toy device: an adder with one trapped register block and one mapped doorbell page.
 
 use super::*;
-use flowlift_bus::PciIdentity;
+use flowlift_bus::{DmaBus, PciIdentity};
 
 /// Register 0: sum of everything written to register 8. Doorbell 0 of BAR 2, taken at a step: an IOVA whose u64 is
 /// incremented, then vector 1 is raised.

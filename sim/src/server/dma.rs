@@ -8,7 +8,7 @@
 //! which a memfd of QEMU's (`memory-backend-memfd`) or of our own driver is.
 
 use flowlift_bus::vfio_user::DmaMap;
-use flowlift_bus::{BusError, DmaBus, DmaFault, DmaMem};
+use flowlift_bus::{BusError, DmaFault, DmaMem, DmaPages};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use std::collections::{BTreeMap, HashMap};
@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Page size of DMA maps in bytes.
 const PAGE: u64 = 4096;
@@ -154,15 +154,15 @@ impl ClientMemory {
         }
         fault
     }
+}
 
-    /// Splits an access at the borders of maps, as a page walk would, and hands each piece to `f` with the memory, the
-    /// offset in it and the range of the access. Pieces before a blocked one have been carried out by then.
+impl DmaPages for ClientMemory {
     fn access(
         &self,
         iova: u64,
         len: usize,
         write: bool,
-        mut f: impl FnMut(&DmaMem, usize, Range<usize>) -> Result<(), BusError>,
+        mut piece: impl FnMut(&DmaMem, usize, Range<usize>) -> Result<(), BusError>,
     ) -> Result<(), DmaFault> {
         let needed = if write { DmaMap::WRITE } else { DmaMap::READ };
         let state = self.lock();
@@ -177,7 +177,7 @@ impl ClientMemory {
             let n = usize::try_from(last - at).unwrap_or(usize::MAX).saturating_add(1).min(len - done);
             let place = offset + (at - first);
             // `map` made sure that the file reaches to the end of the map.
-            f(mem, place as usize, done..done + n).map_err(|_| self.blocked(iova, len, write))?;
+            piece(mem, place as usize, done..done + n).map_err(|_| self.blocked(iova, len, write))?;
             done += n;
         }
         Ok(())
@@ -209,35 +209,13 @@ fn file(files: &HashMap<FileId, (DmaMem, usize)>, fd: OwnedFd, end: u64) -> Resu
     }
 }
 
-/// The device's handle.
-pub(super) struct DeviceBus(pub(super) Arc<ClientMemory>);
-
-impl DmaBus for DeviceBus {
-    fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
-        self.0.access(iova, data.len(), false, |mem, at, piece| mem.read_bytes(at, &mut data[piece]))
-    }
-    fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
-        self.0.access(iova, data.len(), true, |mem, at, piece| mem.write_bytes(at, &data[piece]))
-    }
-    fn load_u64(&self, iova: u64) -> Result<u64, DmaFault> {
-        let mut value = 0;
-        // Maps are whole pages, so only a misaligned word could be split, and the load refuses that one.
-        self.0.access(iova, 8, false, |mem, at, _| {
-            value = mem.load_u64(at, Ordering::Acquire)?;
-            Ok(())
-        })?;
-        Ok(value)
-    }
-    fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaFault> {
-        self.0.access(iova, 8, true, |mem, at, _| mem.store_u64(at, value, Ordering::Release))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flowlift_bus::{DmaBus, PagedBus};
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     const BOTH: u32 = DmaMap::READ | DmaMap::WRITE;
 
@@ -249,10 +227,10 @@ mod tests {
         Some(mem.fd().try_clone_to_owned().unwrap())
     }
 
-    fn memory() -> (Arc<ClientMemory>, DeviceBus) {
+    fn memory() -> (Arc<ClientMemory>, PagedBus<ClientMemory>) {
         let memory = Arc::new(ClientMemory::default());
         memory.set_bus_master(true);
-        (Arc::clone(&memory), DeviceBus(memory))
+        (Arc::clone(&memory), PagedBus(memory))
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The device as a vfio-user function: what each message of a client does. No sockets here.
 
-use super::dma::{ClientMemory, DeviceBus};
+use super::dma::ClientMemory;
 use super::irq::{DeviceIrqs, Irqs};
 use flowlift_bus::vfio_user::{
     Capabilities, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, IrqSet, MAJOR, MAX_DATA, MINOR, RegionAccess,
     RegionInfo, SparseArea, SparseMmap, Version, command, irq, region,
 };
-use flowlift_bus::{BarSpec, BusError, ConfigSpace, DeviceModel, DmaMem};
+use flowlift_bus::{BarSpec, BusError, ConfigSpace, DeviceModel, DmaMem, PagedBus};
 use nix::errno::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl<D: DeviceModel> Function<D> {
         let irqs = Arc::new(Irqs::new(model.msix_vectors(), Arc::clone(&memory)));
         let mapped = bars.iter().filter_map(|(b, m)| m.clone().map(|m| (b.index, m))).collect();
         model.attach(
-            Box::new(DeviceBus(Arc::clone(&memory))),
+            Box::new(PagedBus(Arc::clone(&memory))),
             Box::new(DeviceIrqs(Arc::clone(&irqs))),
             mapped,
         );
