@@ -44,7 +44,8 @@ fn main() {
     bind(&include, &out.join("dpdk.rs"), &wrappers);
     compile(&include, &wrappers);
     println!("cargo::rustc-link-search=native={}", root.join("usr/lib/x86_64-linux-gnu").display());
-    for library in ["rte_ethdev", "rte_eal", "rte_mbuf", "rte_mempool", "rte_ring", "rte_net", "rte_bus_vdev"] {
+    for library in ["rte_ethdev", "rte_eal", "rte_mbuf", "rte_mempool", "rte_ring", "rte_net", "rte_bus_vdev"]
+    {
         println!("cargo::rustc-link-lib=dylib={library}");
     }
     println!("cargo::rerun-if-changed=dpdk.h");

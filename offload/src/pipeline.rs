@@ -23,7 +23,14 @@ impl Pipeline {
         let ports: PortMap = ports.iter().filter(|(_, nic)| has(*nic)).collect();
         let every_port_mapped = caps.ports.iter().all(|p| ports.dp(p.port).is_some());
         let last_stage = caps.tables.iter().map(|t| t.stage).max().unwrap_or(Stage(0));
-        Self { caps: caps.clone(), ports, every_port_mapped, last_stage, uncounted: false, software_ids: None }
+        Self {
+            caps: caps.clone(),
+            ports,
+            every_port_mapped,
+            last_stage,
+            uncounted: false,
+            software_ids: None,
+        }
     }
 
     /// Lets flows into tables whose entries do not count everything. Without it they are refused there, as a flow's

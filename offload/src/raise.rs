@@ -245,7 +245,8 @@ fn raise_actions(
                 return Ok((out, Some(*stage)));
             }
             NicAction::Trap if n + 1 == actions.len() => {
-                let id = metadata.filter(|id| pipeline.resumes_in_software(*id)).ok_or(Difference::Actions)?;
+                let id =
+                    metadata.filter(|id| pipeline.resumes_in_software(*id)).ok_or(Difference::Actions)?;
                 out.push(Action::Recirc(id));
                 return Ok((out, None));
             }

@@ -193,8 +193,8 @@ def partial_and_refused(switch):
     check(p1.expect(20) == [frame] * 20, "refused, and forwarded")
     line = switch.flow("proto=59")
     check(line and "dp:ovs" in line and "offloaded" not in line, f"refused: {line}")
-    log = (switch.folder / "vswitchd.log").read_text()
-    check("field ipv6.proto is not seen by the NIC's parser" in log, "the refusal says why in ovs-vswitchd's log")
+    reason = "field ipv6.proto is not seen by the NIC's parser"
+    until(20, "the refusal's reason in ovs-vswitchd's log", lambda: reason in (switch.folder / "vswitchd.log").read_text())
 
 
 def ageing(switch):

@@ -85,7 +85,9 @@ pub enum DevargsError {
     #[error("profile={0:?} is neither tiny, standard nor large")]
     Profile(String),
     /// The wire is none.
-    #[error("wire={0:?} is not one: tap:NAME, packet:NETDEV, unix:LOCAL[;PEER], pcap:IN[;OUT] or memory:CABLE")]
+    #[error(
+        "wire={0:?} is not one: tap:NAME, packet:NETDEV, unix:LOCAL[;PEER], pcap:IN[;OUT] or memory:CABLE"
+    )]
     Wire(String),
     /// The faults are none.
     #[error("faults={0:?}: {1}")]

@@ -10,8 +10,8 @@ use flowlift_driver::vfio::VfioFunction;
 use flowlift_driver::vfio_user::{VfioUser, VfioUserConfig};
 use flowlift_sim::server::{Cables, ServerWire, WireError, WireSpec};
 use flowlift_sim::{Config, HostClock};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
