@@ -200,7 +200,7 @@ mod tests {
         assert_eq!((short.nic, short.port), (NicName::VfioUser("/run/nic.sock".into()), 0));
         let pci = Devargs::parse("nic=0000:01:00.0,port=1").unwrap();
         assert_eq!(pci.nic, NicName::Pci("0000:01:00.0".into()));
-        assert_eq!(Devargs::parse("nic=sim,wire=loop").unwrap().wire, Some(WireKind::Loop));
+        assert_eq!(Devargs::parse("nic=sim,wire=memory:a").unwrap().wire, Some(WireKind::Memory("a".into())));
     }
 
     #[test]
