@@ -7,6 +7,8 @@ pub mod dma;
 pub mod fl1;
 pub mod inproc;
 pub mod nic;
+mod platform;
+pub mod rocker;
 // System calls, mapped registers, and memory that a device writes to.
 #[allow(unsafe_code)]
 pub mod vfio;

@@ -9,6 +9,7 @@ use super::wire::{COMMAND_MAX, CommandHeader, Completion, buffer_command, op, st
 use super::{Fl1, Fl1Config, Fl1Stats, Health, Memory, Table};
 use crate::dma::{Arena, FilledRing, IovaAllocator, Layout};
 use crate::nic::{Nic, NicCaps, NicError, NicEvent, NicPort, NicState};
+use crate::platform::{COMMAND_BUS_MASTER, COMMAND_MEMORY, set_command};
 use flowlift_bus::{BusError, DmaDirection, IrqKind, PciFunction};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -18,21 +19,12 @@ use zerocopy::FromZeros;
 
 /// Length of a counter page record in bytes.
 pub(crate) const PAGE_RECORD: usize = 32;
-/// Command register of configuration space, and its bits.
-const COMMAND: u16 = 4;
-const COMMAND_MEMORY: u32 = 1 << 1;
-const COMMAND_BUS_MASTER: u32 = 1 << 2;
 /// Major version that this driver knows.
 const MAJOR: u32 = 1;
 /// Turns after which a wait ends even if the clock stands still.
 const TURNS: u32 = 1_000_000;
 /// Times that a record with a wrong CRC is read again.
 const READS: u32 = 16;
-
-fn set_command(f: &dyn PciFunction, clear: u32, set: u32) -> Result<(), BusError> {
-    let command = f.config_read(COMMAND, 2)?;
-    f.config_write(COMMAND, 2, command & !clear | set)
-}
 
 /// Reset that needs no memory: FLR, or the register where the transport has no FLR.
 fn reset_device(function: &dyn PciFunction, regs: &Regs) -> Result<(), NicError> {

@@ -27,6 +27,8 @@ mod slow;
 mod turn;
 mod wire;
 
+pub use crate::platform::{Machine, Platform};
+
 use crate::dma::{Arena, FilledRing, Offset};
 use crate::nic::{
     Entry, EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicPort, NicState, SlowRx, SlowTx,
@@ -45,41 +47,11 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use wire::COMMAND_MAX;
 
 /// Vendor and device ID of an FL1.
 pub const PCI_ID: (u16, u16) = (regs::VENDOR as u16, regs::DEVICE as u16);
-
-/// Time and waiting, as the driver sees them.
-pub trait Platform: Send + Sync {
-    /// Monotonic time in nanoseconds.
-    fn now_ns(&self) -> u64;
-    /// Called again and again while bring-up waits for the device: lets it work, if it is in this thread, or sleeps a
-    /// little.
-    fn relax(&self);
-}
-
-/// The machine's clock, and short sleeps.
-#[derive(Debug)]
-pub struct Machine {
-    start: Instant,
-}
-
-impl Default for Machine {
-    fn default() -> Self {
-        Self { start: Instant::now() }
-    }
-}
-
-impl Platform for Machine {
-    fn now_ns(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-    fn relax(&self) {
-        std::thread::sleep(Duration::from_micros(20));
-    }
-}
 
 /// How the driver uses the device. Ring sizes are rounded up to a power of two from 16 to 65,536.
 #[derive(Clone)]
