@@ -27,7 +27,7 @@ use crate::nic::{
     Entry, EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicPort, NicState, SlowRx, SlowTx,
     Stage, TableId, Update, UpdateResult, UpdateStatus,
 };
-use crate::platform::{Machine, Platform};
+pub use crate::platform::{Machine, Platform};
 use flowlift_bus::{BusError, PciFunction};
 use groups::Groups;
 use regs::Regs;

@@ -126,6 +126,10 @@ pub struct ReplayArgs {
     /// link, in the order of their numbers]
     #[arg(long, value_name = "PORT=pN,...", value_delimiter = ',', requires = "nic")]
     pub nic_ports: Vec<String>,
+    /// Let flows into tables of the NIC that do not count packets. What it handles is then missing in the flows' counters;
+    /// without this, such flows stay in software.
+    #[arg(long, requires = "nic")]
+    pub uncounted: bool,
     /// No capture: serve what arrives on the NIC's wires for so long, or until SIGINT or SIGTERM.
     #[arg(long, value_name = "SECONDS", requires = "nic", conflicts_with_all = ["pcap", "in_port", "check", "out"],
         value_parser = seconds)]

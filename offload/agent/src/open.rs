@@ -8,6 +8,7 @@ use flowlift_driver::bind::Host;
 use flowlift_driver::fl1::{self, Fl1, Fl1Config, Platform};
 use flowlift_driver::inproc::{InProc, InProcConfig};
 use flowlift_driver::nic::{Nic, NicError, NicPort};
+use flowlift_driver::rocker::{self, Rocker, RockerConfig};
 use flowlift_driver::vfio::VfioFunction;
 use flowlift_driver::vfio_user::{VfioUser, VfioUserConfig};
 use flowlift_flow::PortNo;
@@ -55,11 +56,20 @@ struct Driver {
 type Open = fn(Arc<dyn PciFunction>) -> Result<Box<dyn Nic>, NicError>;
 
 /// Every driver there is.
-const DRIVERS: &[Driver] = &[Driver {
-    ids: fl1::PCI_ID,
-    name: "FL1",
-    open: |function| Ok(Box::new(Fl1::open(function, Fl1Config { order: true, ..Fl1Config::default() })?)),
-}];
+const DRIVERS: &[Driver] = &[
+    Driver {
+        ids: fl1::PCI_ID,
+        name: "FL1",
+        open: |function| {
+            Ok(Box::new(Fl1::open(function, Fl1Config { order: true, ..Fl1Config::default() })?))
+        },
+    },
+    Driver {
+        ids: rocker::PCI_ID,
+        name: "rocker",
+        open: |function| Ok(Box::new(Rocker::open(function, RockerConfig::default())?)),
+    },
+];
 
 /// A NIC outside of this process, brought up.
 pub struct Opened {
@@ -155,7 +165,7 @@ pub fn open_outside(nic: &NicArg, plugged: &Plugged) -> Result<NicSetup> {
         map.insert(*port, nic_port);
     }
     let harness = Outside::new(function.as_ref(), wires).context("cannot watch the function")?;
-    Ok(NicSetup { nic, harness: Box::new(harness), ports: map })
+    Ok(NicSetup { nic, harness: Box::new(harness), ports: map, uncounted: false })
 }
 
 /// Opens a simulated NIC whose ports are the first ones of `ports`, as many as it has; the rest stay the softpath's.
@@ -195,7 +205,7 @@ pub fn open(
     for (port, caps) in ports.iter().zip(&nic.caps().ports) {
         map.insert(*port, caps.port);
     }
-    Ok(NicSetup { nic, harness: Simulated { function, clock, wires }, ports: map })
+    Ok(NicSetup { nic, harness: Simulated { function, clock, wires }, ports: map, uncounted: false })
 }
 
 /// The simulated NIC as the driver's surroundings: its clock, and steps while the driver waits for it.
@@ -229,6 +239,7 @@ mod tests {
     #[test]
     fn a_device_has_the_driver_of_its_ids_and_an_unknown_one_is_told_which_there_are() {
         assert_eq!(driver_of(0x1d9b, 0xf101).unwrap().name, "FL1");
+        assert_eq!(driver_of(0x1b36, 0x0006).unwrap().name, "rocker");
         let error = driver_of(0x8086, 0x10fb).map(|driver| driver.name).unwrap_err().to_string();
         assert!(error.contains("8086:10fb") && error.contains("FL1 (1d9b:f101)"), "{error}");
     }

@@ -33,6 +33,9 @@ pub struct FlowLine {
     /// What the NIC counted for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hardware: Option<FlowTotals>,
+    /// The NIC may have handled packets of it that it did not count: there are at least those that are told.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub uncounted: bool,
     /// What the softpath counted for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub software: Option<FlowTotals>,
@@ -56,6 +59,7 @@ impl FlowLine {
             state,
             reason,
             hardware: None,
+            uncounted: false,
             software: None,
         }
     }

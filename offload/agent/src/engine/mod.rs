@@ -82,6 +82,10 @@ pub trait Run {
     fn counts(&self) -> PacketCounts;
     /// Counters of the flow that was loaded as number `flow`, hardware and software together.
     fn totals(&mut self, flow: usize) -> FlowTotals;
+    /// False if [`Run::totals`] of a flow may miss packets, because a NIC handled them that does not count.
+    fn is_counted(&self, _flow: usize) -> bool {
+        true
+    }
     /// The flow that was loaded as number `flow`.
     fn flow(&mut self, flow: usize) -> Option<Flow>;
     /// True if what leaves by a port is seen here, and not only by a NIC.

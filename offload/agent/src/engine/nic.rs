@@ -50,12 +50,19 @@ pub struct NicSetup<N = Box<dyn Nic>, H = Box<dyn Harness>> {
     pub harness: H,
     /// Datapath ports that are the NIC's.
     pub ports: PortMap,
+    /// Flows may be where the NIC does not count their packets.
+    pub uncounted: bool,
 }
 
 impl<N: Nic + 'static, H: Harness + 'static> NicSetup<N, H> {
     /// The same, whatever NIC it is.
     pub fn boxed(self) -> NicSetup {
-        NicSetup { nic: Box::new(self.nic), harness: Box::new(self.harness), ports: self.ports }
+        NicSetup {
+            nic: Box::new(self.nic),
+            harness: Box::new(self.harness),
+            ports: self.ports,
+            uncounted: self.uncounted,
+        }
     }
 }
 
@@ -226,10 +233,13 @@ impl NicRun {
         ledger: Ledger,
         mut progress: impl FnMut(u64),
     ) -> Result<Self> {
-        let NicSetup { nic, harness, ports } = setup;
+        let NicSetup { nic, harness, ports, uncounted } = setup;
         let mut worker = datapath.worker();
         worker.reseed(seed);
-        let planner = Planner::new(nic.caps(), &ports);
+        let mut planner = Planner::new(nic.caps(), &ports);
+        if uncounted {
+            planner.accept_uncounted();
+        }
         let route = Route {
             out: Out::new(ledger),
             ports,
@@ -291,6 +301,11 @@ impl NicRun {
     /// not know how many the NIC handled.
     pub fn counts_packets(&self) -> bool {
         self.caps.tables.iter().all(|table| table.counters.traffic)
+    }
+
+    /// False for a flow some of whose packets the NIC may have handled without counting.
+    pub fn is_counted(&self, flow: usize) -> bool {
+        self.planner.is_counted(planned(flow))
     }
 
     /// Datapath ports that are the NIC's.
@@ -764,6 +779,10 @@ impl Run for NicRun {
             software: slow.saturating_sub(missed),
             missed,
         }
+    }
+
+    fn is_counted(&self, flow: usize) -> bool {
+        NicRun::is_counted(self, flow)
     }
 
     fn totals(&mut self, flow: usize) -> FlowTotals {

@@ -5,7 +5,7 @@ mod report;
 
 use crate::check::CheckReport;
 use crate::cli::{NicArg, ReplayArgs, nic_port};
-use crate::engine::{Arrival, NicRun, ReferenceRun, Run, SoftRun};
+use crate::engine::{Arrival, NicRun, NicSetup, ReferenceRun, Run, SoftRun};
 use crate::input::{self, Flows, Packets};
 use crate::ledger::Ledger;
 use crate::open;
@@ -159,7 +159,7 @@ fn main_run(
         Some(nic) => {
             let setup = open::open_outside(nic, &plugged(args, input, ports)?)?;
             check_ways(nic, &setup, &arrivals, input)?;
-            Ok(setup)
+            Ok(NicSetup { uncounted: args.uncounted, ..setup })
         }
     };
     let datapath = std::mem::replace(&mut input.datapath, Datapath::new(Config::default()));
@@ -194,12 +194,7 @@ fn plugged(args: &ReplayArgs, input: &Flows, ports: Vec<PortNo>) -> Result<open:
 }
 
 /// Packets of the capture can get into a NIC outside: by a wire or by its slow path.
-fn check_ways(
-    nic: &NicArg,
-    setup: &crate::engine::NicSetup,
-    arrivals: &BTreeSet<PortNo>,
-    input: &Flows,
-) -> Result<()> {
+fn check_ways(nic: &NicArg, setup: &NicSetup, arrivals: &BTreeSet<PortNo>, input: &Flows) -> Result<()> {
     let caps = setup.nic.caps();
     for (port, nic_port) in setup.ports.iter().filter(|(port, _)| arrivals.contains(port)) {
         if !caps.pipeline_tx && !setup.harness.sees(nic_port) {

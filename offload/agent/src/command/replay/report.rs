@@ -248,7 +248,8 @@ fn flow_line(flow: usize, input: &Flows, main: &mut Main, no_nic: Option<&str>) 
             let (state, reason) = nic.state(flow);
             let reason = reason.map(|reason| reason.to_string());
             FlowLine {
-                hardware: Some(nic.hardware_totals(flow)),
+                hardware: Some(nic.hardware_totals(flow)).filter(|_| nic.is_counted(flow)),
+                uncounted: !nic.is_counted(flow),
                 software: Some(nic.software_totals(flow)),
                 ..FlowLine::new(line, &installed, state.name(), reason, names)
             }
@@ -334,10 +335,16 @@ pub(super) fn print_text(out: &mut impl Write, report: &Report) -> Result<()> {
     table.sort_by_key(|flow| std::cmp::Reverse(flow.totals().packets));
     for flow in table {
         let totals = flow.totals();
+        // At least so many: the rest was not counted.
+        let number = |n: u64| if flow.uncounted { format!("{n}+") } else { n.to_string() };
         writeln!(
             out,
             "{:>9} {:>12}  {:<9} {}, actions:{}",
-            totals.packets, totals.bytes, flow.state, flow.flow, flow.actions
+            number(totals.packets),
+            number(totals.bytes),
+            flow.state,
+            flow.flow,
+            flow.actions
         )?;
         if let Some(reason) = &flow.reason
             && report.nic.is_some()
