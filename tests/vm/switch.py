@@ -14,7 +14,7 @@ import sys
 import time
 
 folder, report = sys.argv[1:]
-ROUNDS = 25
+ROUNDS = 16
 
 
 def checksum(header):
@@ -66,6 +66,7 @@ KINDS = [
     ("retagged", 0, mac("0105") + X + tag(0x000B) + ipv4(53), [(1, mac("0105") + X + tag(0x000C) + ipv4(53))], False),
     ("turned back", 2, mac("0302") + X + ipv4(53), [(2, mac("0302") + X + ipv4(53))], False),
     ("priority only", 0, mac("0101") + X + tag(0xE000) + ipv4(53), [], False),
+    ("priority 0", 0, mac("0101") + X + tag(0) + ipv4(53), [], False),
     ("no flow", 0, mac("0999") + X + ipv4(53), [], False),
 ]
 

@@ -242,11 +242,8 @@ fn buckets(entry: &Entry, tag: Tag, in_port: Option<u16>) -> Result<Buckets, &'s
             }
             NicAction::PopVlan if pushed.is_some() => pushed = None,
             NicAction::PopVlan if popped => return Err("a second tag cannot be taken off"),
-            NicAction::PopVlan => match tag {
-                Tag::Tagged { .. } => popped = true,
-                Tag::Untagged => return Err("there is no tag to take off"),
-                Tag::Any => return Err("taking a tag off takes a match of its presence"),
-            },
+            NicAction::PopVlan if matches!(tag, Tag::Tagged { .. }) => popped = true,
+            NicAction::PopVlan => return Err("there is no tag to take off"),
             NicAction::PushVlan { tpid: TPID, tci } if tag == Tag::Untagged && pushed.is_none() => {
                 if tci & PRESENT != 0 || *tci == 0 {
                     return Err(
@@ -268,7 +265,7 @@ fn buckets(entry: &Entry, tag: Tag, in_port: Option<u16>) -> Result<Buckets, &'s
 pub(crate) fn compile(entry: &Entry, vlan: u16) -> Result<SmallVec<[Flow; PARTS]>, &'static str> {
     let matching = Match::of_entry(entry)?;
     let priority = PRIORITY + 2 * u32::from(entry.priority);
-    let flow = |tag, priority| {
+    let flow = |tag, priority| -> Result<Flow, &'static str> {
         let buckets = buckets(entry, tag, matching.in_port)?;
         Ok(Flow { matching: Match { tag, ..matching }, priority, buckets })
     };
@@ -277,8 +274,9 @@ pub(crate) fn compile(entry: &Entry, vlan: u16) -> Result<SmallVec<[Flow; PARTS]
             Err("the match includes the VLAN ID that stands for untagged packets inside the device")
         }
         Tag::Any => {
-            if entry.actions.iter().any(|a| matches!(a, NicAction::PushVlan { .. })) {
-                return Err("putting a tag on takes a match of its absence");
+            let tags = |a: &NicAction| matches!(a, NicAction::PushVlan { .. } | NicAction::PopVlan);
+            if entry.actions.iter().any(tags) {
+                return Err("putting a tag on, or taking one off, takes a match of its presence");
             }
             // The flow for both kinds is found for tagged packets only: the other one goes before it.
             let both = [flow(Tag::Untagged, priority + 1)?, flow(Tag::Any, priority)?];

@@ -36,7 +36,10 @@ fn drive(lies: Lies, after: Lies, rounds: u32) -> (Vec<String>, Option<NicState>
         }
     }
     assert!(results.len() <= rounds as usize, "more answers than updates");
-    assert_eq!(function.iommu().fault_count(), 0, "an access outside what was given");
+    // A device that lies may go on while the bus is off for it; an honest one never meets the IOMMU.
+    if lies.is_honest() && after.is_honest() {
+        assert_eq!(function.iommu().fault_count(), 0, "an access outside what was given");
+    }
     (errors, Some(nic.state()))
 }
 

@@ -26,6 +26,13 @@ pub(crate) struct Lies {
     pub(crate) gone_after: u32,
 }
 
+impl Lies {
+    pub(crate) fn is_honest(&self) -> bool {
+        let rates = [self.registers, self.descriptors, self.refusals, self.silences];
+        rates == [0; 4] && self.gone_after == 0
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Ring {
     base: u64,

@@ -29,6 +29,12 @@ pub(crate) fn insert(index: u32, entry: Entry) -> Update {
     Update::Insert { cookie: index.into(), id: EntryId { table: TABLE, index }, entry }
 }
 
+/// Flows and groups that the device has.
+fn tables(function: &Function) -> (usize, usize) {
+    let model = function.model();
+    (model.flows.len(), model.groups.len())
+}
+
 fn works() -> (Function, Rocker) {
     let (function, nic) = open(Lies::default());
     (function, nic.unwrap())
@@ -55,19 +61,20 @@ fn bring_up_sets_the_tables_up_and_enables_all_ports() {
     assert_eq!(function.iommu().mappings(), 3);
     drop(model);
     drop(nic);
-    assert_eq!((function.model().enabled, function.iommu().mappings()), (0, 0));
+    let enabled = function.model().enabled;
+    assert_eq!((enabled, function.iommu().mappings()), (0, 0));
 }
 
 #[test]
 fn entries_come_change_and_go_with_their_groups() {
     let (function, mut nic) = works();
-    let (flows, groups) = (function.model().flows.len(), function.model().groups.len());
+    let (flows, groups) = tables(&function);
     let id = EntryId { table: TABLE, index: 5 };
     assert_eq!(done(&mut nic, &[insert(5, entry(9, true, &[2]))]), [UpdateStatus::Ok]);
-    assert_eq!((function.model().flows.len(), function.model().groups.len()), (flows + 1, groups + 1));
+    assert_eq!(tables(&function), (flows + 1, groups + 1));
     let replace = |out: &[u16]| Update::Replace { cookie: 1, id, entry: entry(9, true, out) };
     assert_eq!(done(&mut nic, &[replace(&[])]), [UpdateStatus::Ok]);
-    assert_eq!((function.model().flows.len(), function.model().groups.len()), (flows + 1, groups));
+    assert_eq!(tables(&function), (flows + 1, groups));
     // The device would take the same match twice.
     assert_eq!(done(&mut nic, &[insert(6, entry(9, true, &[2]))]), [UpdateStatus::Duplicate]);
     assert_eq!(done(&mut nic, &[insert(7, entry(9, false, &[2]))]), [UpdateStatus::Ok]);
@@ -77,7 +84,7 @@ fn entries_come_change_and_go_with_their_groups() {
         assert_eq!(done(&mut nic, &[Update::Delete { cookie: 1, id }]), [UpdateStatus::Ok]);
         assert_eq!(nic.counters(id), EntryCounters::default());
     }
-    assert_eq!((function.model().flows.len(), function.model().groups.len()), (flows, groups));
+    assert_eq!(tables(&function), (flows, groups));
     assert_eq!(done(&mut nic, &[Update::Delete { cookie: 1, id }]), [UpdateStatus::NotFound]);
 }
 
@@ -114,7 +121,8 @@ fn packets_pass_both_ways_round_and_round_the_rings() {
         assert_eq!(nic.rx(8, &mut |info, f| got.push((info.port, f.to_vec()))).unwrap(), 1);
         assert_eq!(got, [(NicPort(2), frame.clone())]);
         assert!(nic.tx(SlowTx::Port(NicPort(1)), &frame).unwrap());
-        assert_eq!((function.model().sent.pop_front(), nic.tx_pending()), (Some((1, frame)), 0));
+        let sent = function.model().sent.pop_front();
+        assert_eq!((sent, nic.tx_pending()), (Some((1, frame)), 0));
     }
     // One that has no room in a buffer is counted, and the next one comes.
     function.model().receive(1, &[1; 300]);

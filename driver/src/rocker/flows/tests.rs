@@ -95,7 +95,7 @@ fn what_the_device_does_wrong_is_refused() {
         (entry(1, 7, tagged, &[push.clone(), OUT2]), "put on untagged packets only"),
         (entry(1, 7, UNTAGGED, &[NicAction::PushVlan { tpid: 0x88a8, tci: 12 }, OUT2]), "of type 0x8100"),
         (entry(1, 7, UNTAGGED, &[NicAction::PushVlan { tpid: TPID, tci: 0 }, OUT2]), "without priority"),
-        (entry(1, 7, (0, 0), &[push, OUT2]), "takes a match of its absence"),
+        (entry(1, 7, (0, 0), &[push, OUT2]), "takes a match of its presence"),
         (entry(1, 7, (0, 0), &[NicAction::PopVlan, OUT2]), "takes a match of its presence"),
         (entry(1, 7, (0x1000, 0x1000), &[OUT2]), "stands for untagged packets"),
         (entry(1, 7, (0x1fff, 0x1fff), &[OUT2]), "stands for untagged packets"),

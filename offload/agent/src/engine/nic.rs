@@ -101,6 +101,7 @@ pub struct Audit {
 struct Last {
     state: (State, Option<Reason>),
     totals: FlowTotals,
+    counted: bool,
 }
 
 /// What the flows say of where their packets go on: see [`NicRun::is_accounted`].
@@ -305,7 +306,7 @@ impl NicRun {
 
     /// False for a flow some of whose packets the NIC may have handled without counting.
     pub fn is_counted(&self, flow: usize) -> bool {
-        self.planner.is_counted(planned(flow))
+        self.last.get(flow).map_or_else(|| self.planner.is_counted(planned(flow)), |last| last.counted)
     }
 
     /// Datapath ports that are the NIC's.
@@ -356,7 +357,11 @@ impl NicRun {
         self.live = true;
         let start = Instant::now();
         let mut idle = 0u32;
-        while start.elapsed() < time && !self.route.nic_gone && !self.harness.is_wanted_back() {
+        while start.elapsed() < time && !self.route.nic_gone {
+            self.given_back = self.harness.is_wanted_back();
+            if self.given_back {
+                break;
+            }
             self.route.out.now_ns = self.harness.now_ns();
             if self.turn() {
                 idle = 0;
@@ -371,7 +376,6 @@ impl NicRun {
             }
             self.rest(stop);
         }
-        self.given_back = self.harness.is_wanted_back();
     }
 
     /// Waits for an interrupt, unless something came since the last one.
@@ -395,7 +399,8 @@ impl NicRun {
         if !self.harness.is_outside() || self.nic.is_none() {
             return Ok(());
         }
-        let states: Vec<_> = (0..self.flows.len()).map(|flow| self.state(flow)).collect();
+        let states: Vec<_> =
+            (0..self.flows.len()).map(|flow| (self.state(flow), self.is_counted(flow))).collect();
         self.stats = Some(self.planner.stats());
         (0..self.flows.len()).for_each(|flow| self.planner.remove(planned(flow)));
         let mut totals = vec![FlowTotals::default(); self.flows.len()];
@@ -421,7 +426,8 @@ impl NicRun {
         }
         self.drain();
         self.violations = self.harness.violations(self.nic.as_deref());
-        self.last = states.into_iter().zip(totals).map(|(state, totals)| Last { state, totals }).collect();
+        let last = states.into_iter().zip(totals);
+        self.last = last.map(|((state, counted), totals)| Last { state, totals, counted }).collect();
         if self.live {
             let hits = self.last.iter().zip(&self.ways).filter(|(_, way)| way.first);
             self.total = self.slow.first + hits.map(|(last, _)| last.totals.packets).sum::<u64>();
