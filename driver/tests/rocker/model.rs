@@ -190,8 +190,9 @@ impl Model {
     }
 
     fn work(&mut self, n: usize) {
-        while n == 0 || n >= 2 && n % 2 == 0 {
-            let Some((d, _, fields)) = self.element(n) else { break };
+        // Of the first two rings the device works on commands, of the others on those with even numbers.
+        let works = n != 1 && n.is_multiple_of(2);
+        while let Some((d, _, fields)) = self.element(n).filter(|_| works) {
             if self.strikes(self.lies.silences) {
                 break;
             }
