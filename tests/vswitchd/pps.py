@@ -38,7 +38,7 @@ def count(address, seconds):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
     sock.bind((address, PORT))
-    sock.settimeout(60)
+    sock.settimeout(15)
     received, reordered, highest, gap, last = 0, 0, -1, 0.0, None
     try:
         while True:

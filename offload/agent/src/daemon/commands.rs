@@ -6,9 +6,9 @@ use super::plane::{PortInfo, ShownFlow};
 use super::serve::Serve;
 use crate::control::Commands;
 use flowlift_driver::nic::NicState;
+use flowlift_flow::Flow;
 use flowlift_flow::attrs::attr;
 use flowlift_flow::text::{DumpFlow, parse_ufid};
-use flowlift_flow::{Flow, Ufid};
 use flowlift_offload::planner;
 use flowlift_ovs::backend::FlowCursor;
 use nix::sys::signal::{Signal, kill};
@@ -305,7 +305,7 @@ fn flow_status(datapath: &str, shown: &ShownFlow) -> FlowStatus {
     let hardware = shown.nic.as_ref().map(|nic| nic.counters).unwrap_or_default();
     FlowStatus {
         datapath: datapath.to_owned(),
-        ufid: shown.flow.ufid.as_ref().map(ufid_text),
+        ufid: shown.flow.ufid.map(|ufid| ufid.to_string()),
         flow: flow_text(&shown.flow),
         state,
         reason,
@@ -315,12 +315,6 @@ fn flow_status(datapath: &str, shown: &ShownFlow) -> FlowStatus {
         software_bytes: shown.software.bytes,
         used_ms: stats.used_ms,
     }
-}
-
-fn ufid_text(ufid: &Ufid) -> String {
-    let hex: String = flowlift_ovs::key::hex(ufid.as_bytes());
-    let at = |from: usize, to: usize| hex.get(from..to).unwrap_or_default().to_owned();
-    if hex.len() == 32 { [at(0, 8), at(8, 12), at(12, 16), at(16, 20), at(20, 32)].join("-") } else { hex }
 }
 
 /// The flow as ovs-dpctl prints it. A mask from Open vSwitch names the tunnel always, the key only where there is one.
