@@ -129,12 +129,12 @@ registers! {
     PORT_CTRL: Rw, 0x1000 + 0x80 = 0;
     PORT_STATUS: Ro, 0x1004 + 0x80;
     PORT_MAC_LO: Ro, 0x1008 + 0x80;
-    PORT_RX_PACKETS_LO: Ro, 0x1010 + 0x80;
-    PORT_RX_BYTES_LO: Ro, 0x1018 + 0x80;
-    PORT_TX_PACKETS_LO: Ro, 0x1020 + 0x80;
-    PORT_TX_BYTES_LO: Ro, 0x1028 + 0x80;
-    PORT_RX_SLOW_LO: Ro, 0x1030 + 0x80;
-    PORT_TX_DROPPED_LO: Ro, 0x1038 + 0x80;
+    PORT_RX_PACKETS_LO: Ro, 0x1010 + 0x80 = 0;
+    PORT_RX_BYTES_LO: Ro, 0x1018 + 0x80 = 0;
+    PORT_TX_PACKETS_LO: Ro, 0x1020 + 0x80 = 0;
+    PORT_TX_BYTES_LO: Ro, 0x1028 + 0x80 = 0;
+    PORT_RX_SLOW_LO: Ro, 0x1030 + 0x80 = 0;
+    PORT_TX_DROPPED_LO: Ro, 0x1038 + 0x80 = 0;
     DB_ASQ_TAIL: Db, 0x0000 = 0;
     DB_ACQ_HEAD: Db, 0x0040 = 0;
     DB_EVQ_HEAD: Db, 0x0080 = 0;
