@@ -190,9 +190,14 @@ impl Band {
                 // Less than nothing: another worker's packet was later than this one.
                 most.wrapping_sub(below).cast_signed().max(0).cast_unsigned().min(self.capacity)
             };
-            let Some(rest) = level.checked_sub(cost) else { return false };
-            match self.below.compare_exchange_weak(below, most.wrapping_sub(rest), Relaxed, Relaxed) {
-                Ok(_) => return true,
+            let rest = level.checked_sub(cost);
+            // What is stored has wrapped if the bucket is full by its idle time, so it is set right even for nothing taken.
+            if rest.is_none() && !full {
+                return false;
+            }
+            let new = most.wrapping_sub(rest.unwrap_or(level));
+            match self.below.compare_exchange_weak(below, new, Relaxed, Relaxed) {
+                Ok(_) => return rest.is_some(),
                 Err(other) => below = other,
             }
         }

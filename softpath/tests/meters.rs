@@ -72,6 +72,15 @@ fn kilobits_per_second() {
 }
 
 #[test]
+fn a_packet_too_large_for_a_full_bucket_leaves_it_full() {
+    // So late that rate times time does not fit 64 bits.
+    let late = 18_310_372_348_975;
+    let (_dp, mut w) = metered(meter(MeterUnit::Kbps, &[band(1_488_504_103, 2)]));
+    assert_eq!(through(&mut w, 1, 251, late), 0);
+    assert_eq!(through(&mut w, 1, 60, late), 1);
+}
+
+#[test]
 fn the_band_with_the_highest_rate_drops() {
     let (dp, mut w) = metered(meter(MeterUnit::Pktps, &[band(10, 2), band(30, 4), band(20, 6)]));
     // Two pass all bands; the third and fourth exceed the first band, the fifth and sixth also the second, which is faster.
