@@ -38,6 +38,8 @@ const UNSENT_MAX: usize = 4096;
 const LOST_MAX: u32 = 3;
 /// How long nothing may leave a device outside before nothing more is expected.
 const QUIET: Duration = Duration::from_millis(20);
+/// The longest that a NIC is waited for before it is let go of, while packets keep coming.
+const RELEASE: Duration = Duration::from_millis(200);
 /// Turns of a live run without any packet before it waits for an interrupt.
 const SPIN_TURNS: u32 = 256;
 
@@ -418,8 +420,10 @@ impl NicRun {
             bail!("the NIC does not let go of its flows: {left} are left");
         }
         // What the device sent before its answers is on its way, at the most.
-        let mut quiet = Instant::now();
-        while quiet.elapsed() < QUIET && !self.route.nic_gone {
+        // Without flows in the tables all that arrives comes here, and that need not end: then the NIC is left in the middle.
+        let start = Instant::now();
+        let mut quiet = start;
+        while quiet.elapsed() < QUIET && start.elapsed() < RELEASE && !self.route.nic_gone {
             if self.turn() {
                 quiet = Instant::now();
             }
