@@ -2,6 +2,7 @@
 """Debian's Open vSwitch with DPDK, with two ports of a simulated NIC and hw-offload: what it lifts, what it does not, and that
 nobody but its own dump can tell the difference."""
 
+import os
 import re
 import time
 
@@ -20,7 +21,8 @@ class Switch:
         database, socket = folder / "conf.db", f"unix:{folder}/db.sock"
         self.socket = socket
         output("ovsdb-tool", "create", str(database), SCHEMA)
-        env = {"OVS_RUNDIR": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        # The loader's path leads to the plugin.
+        env = {"OVS_RUNDIR": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LD_LIBRARY_PATH": os.environ["LD_LIBRARY_PATH"]}
         self.env = env
         self.database = Process(
             folder, "ovsdb-server", "ovsdb-server", str(database), f"--remote=p{socket}", f"--unixctl={folder}/db.ctl", env=env
