@@ -8,7 +8,9 @@ pub mod fl1;
 pub mod inproc;
 pub mod nic;
 mod platform;
+mod reg;
 pub mod rocker;
+mod standing;
 // System calls, mapped registers, and memory that a device writes to.
 #[allow(unsafe_code)]
 pub mod vfio;

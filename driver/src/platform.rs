@@ -1,5 +1,6 @@
 //! What drivers have in common of their surroundings: time, waiting, and the switches of a function's command register.
 
+use crate::nic::NicError;
 use flowlift_bus::{BusError, PciFunction};
 use std::time::{Duration, Instant};
 
@@ -44,4 +45,24 @@ impl Platform for Machine {
     fn relax(&self) {
         std::thread::sleep(Duration::from_micros(20));
     }
+}
+
+/// Waits until `done`; false if that does not come within `deadline` of `since`, a time of the platform's. A clock that
+/// stands still ends it after `turns`.
+pub(crate) fn wait(
+    platform: &dyn Platform,
+    (since, deadline): (u64, Duration),
+    turns: u32,
+    mut done: impl FnMut() -> Result<bool, NicError>,
+) -> Result<bool, NicError> {
+    for _ in 0..turns {
+        if done()? {
+            return Ok(true);
+        }
+        if u128::from(platform.now_ns().saturating_sub(since)) > deadline.as_nanos() {
+            break;
+        }
+        platform.relax();
+    }
+    Ok(false)
 }

@@ -8,8 +8,9 @@ use super::slow::{RxQueue, TxQueue};
 use super::wire::{COMMAND_MAX, CommandHeader, Completion, buffer_command, op, status};
 use super::{Fl1, Fl1Config, Fl1Stats, Health, Memory, Table};
 use crate::dma::{Arena, FilledRing, IovaAllocator, Layout};
-use crate::nic::{Nic, NicCaps, NicError, NicEvent, NicPort, NicState};
-use crate::platform::{COMMAND_BUS_MASTER, COMMAND_MEMORY, set_command};
+use crate::nic::{Nic, NicCaps, NicError, NicEvent, NicPort};
+use crate::platform::{COMMAND_BUS_MASTER, COMMAND_MEMORY, set_command, wait};
+use crate::standing::{Checkup, Standing};
 use flowlift_bus::{BusError, DmaDirection, IrqKind, PciFunction};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -127,8 +128,7 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         caps_at,
         read_back,
         setup_answer: None,
-        state: NicState::Ready,
-        failure: None,
+        standing: Standing::ready(),
         health: Health::default(),
         stats: Fl1Stats::default(),
         link: vec![false; id.ports as usize],
@@ -162,8 +162,7 @@ impl Fl1 {
         }
         // Everything was mapped when the device was opened.
         self.bring_up(&mut IovaAllocator::new(&[], 0))?;
-        self.state = NicState::Ready;
-        self.failure = None;
+        self.standing = Standing::ready();
         self.events.push(NicEvent::TablesLost);
         Ok(())
     }
@@ -173,7 +172,7 @@ impl Fl1 {
         let now = self.config.platform.now_ns();
         self.health = Health {
             began_at: now,
-            checked_at: now,
+            checkup: Checkup::done(now),
             beat_at: now,
             progress_at: now,
             resets: self.regs.get(regs::RESET_COUNT)?,
@@ -351,16 +350,9 @@ impl Fl1 {
         mut done: impl FnMut(&mut Self) -> Result<bool, NicError>,
     ) -> Result<(), NicError> {
         let since = self.health.began_at;
-        for _ in 0..TURNS {
-            if done(self)? {
-                return Ok(());
-            }
-            if u128::from(self.config.platform.now_ns().saturating_sub(since))
-                > self.config.deadline.as_nanos()
-            {
-                break;
-            }
-            self.config.platform.relax();
+        let (platform, deadline) = (Arc::clone(&self.config.platform), self.config.deadline);
+        if wait(&*platform, (since, deadline), TURNS, || done(self))? {
+            return Ok(());
         }
         Err(self.failed(format!("no {what} within {:?} of starting it up", self.config.deadline)))
     }

@@ -34,6 +34,7 @@ use crate::nic::{
     Entry, EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicPort, NicState, SlowRx, SlowTx,
     Snapshot, TableId, Update, UpdateResult, UpdateStatus,
 };
+use crate::standing::{Checkup, Standing};
 use admin::{Admin, Task};
 use caps::{Identity, TableInfo};
 use flowlift_bus::{BusError, PciFunction};
@@ -203,8 +204,7 @@ struct Memory {
 struct Health {
     /// When bring-up began: all of it has one deadline.
     began_at: u64,
-    checked_at: u64,
-    polls: u32,
+    checkup: Checkup,
     beat: u32,
     beat_at: u64,
     beat_checks: u32,
@@ -233,8 +233,7 @@ pub struct Fl1 {
     caps_at: Offset,
     read_back: ReadBack,
     setup_answer: Option<wire::Completion>,
-    state: NicState,
-    failure: Option<String>,
+    standing: Standing,
     health: Health,
     stats: Fl1Stats,
     link: Vec<bool>,
@@ -266,7 +265,7 @@ impl Fl1 {
 
     /// Why the device is in [`NicState::Failed`].
     pub fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
+        self.standing.failure()
     }
 
     /// Protocol violations that the device noticed: bugs of this driver.
@@ -352,14 +351,7 @@ impl Fl1 {
     }
 
     fn usable(&self) -> Result<(), NicError> {
-        let device = || self.regs.name().to_string();
-        match self.state {
-            NicState::Ready => Ok(()),
-            NicState::Gone => Err(NicError::Gone(device())),
-            NicState::Failed => {
-                Err(NicError::Failed { device: device(), why: self.failure.clone().unwrap_or_default() })
-            }
-        }
+        self.standing.usable(self.regs.name())
     }
 
     fn lies(&self, what: impl Into<String>) -> NicError {
@@ -372,32 +364,11 @@ impl Fl1 {
 
     /// Every error of the device passes here: it changes the state, once.
     fn note<T>(&mut self, result: Result<T, NicError>) -> Result<T, NicError> {
-        match &result {
-            Err(NicError::Gone(_) | NicError::Bus(BusError::Gone(_))) => self.vanish(),
-            Err(NicError::Invalid(_)) | Ok(_) => {}
-            Err(e) if self.state == NicState::Ready => {
-                tracing::warn!(nic = self.regs.name(), error = %e, "the NIC failed");
-                self.state = NicState::Failed;
-                // Errors that come of it name device and failure themselves.
-                self.failure = Some(match e {
-                    NicError::Failed { why, .. } | NicError::Lies { what: why, .. } => why.clone(),
-                    other => other.to_string(),
-                });
-            }
-            Err(_) => {}
+        if self.standing.note(self.regs.name(), &result) {
+            self.harvest();
+            self.events.push(NicEvent::Gone);
         }
         result
-    }
-
-    /// The device was pulled out. What it wrote to host memory before stays readable.
-    fn vanish(&mut self) {
-        if self.state == NicState::Gone {
-            return;
-        }
-        tracing::warn!(nic = self.regs.name(), "the NIC is gone");
-        self.state = NicState::Gone;
-        self.harvest();
-        self.events.push(NicEvent::Gone);
     }
 
     /// Saves what a device that stopped leaves behind: answers every update, takes back what was not sent, and keeps
@@ -491,7 +462,7 @@ impl Fl1 {
             packet(info, &frame);
             taken += 1;
         }
-        if self.state != NicState::Ready {
+        if self.standing.state() != NicState::Ready {
             return Ok(taken);
         }
         // Queues take turns, so that a flood into one does not starve the others.
@@ -519,7 +490,7 @@ impl Nic for Fl1 {
     }
 
     fn state(&self) -> NicState {
-        self.state
+        self.standing.state()
     }
 
     fn submit(&mut self, updates: &[Update]) -> Result<usize, NicError> {
@@ -543,7 +514,7 @@ impl Nic for Fl1 {
     }
 
     fn poll(&mut self, results: &mut Vec<UpdateResult>, events: &mut Vec<NicEvent>) -> Result<(), NicError> {
-        let turned = if self.state == NicState::Ready { self.turn() } else { Ok(()) };
+        let turned = if self.standing.state() == NicState::Ready { self.turn() } else { Ok(()) };
         let noted = match self.note(turned) {
             // The event says it.
             Err(NicError::Gone(_) | NicError::Bus(BusError::Gone(_))) => Ok(()),
@@ -622,7 +593,7 @@ impl Nic for Fl1 {
     }
 
     fn reset(&mut self) -> Result<(), NicError> {
-        if self.state == NicState::Gone {
+        if self.standing.state() == NicState::Gone {
             return self.usable();
         }
         let up = self.reset_and_bring_up();

@@ -5,8 +5,9 @@
 //! place that notices a vanished device.
 
 use crate::nic::NicError;
+use crate::reg::noticed;
+pub(crate) use crate::reg::{Readable, Reg, Ro, Rw, Wo, Writable};
 use flowlift_bus::{BarWindow, BusError, PciFunction};
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// PCI vendor and device ID (FL1.md section 1).
@@ -18,47 +19,8 @@ pub(crate) const BAR0_SIZE: u64 = 0x4000;
 /// Size of BAR2 in bytes.
 pub(crate) const BAR2_SIZE: u64 = 0x2000;
 
-/// Read-only.
-pub(crate) enum Ro {}
-/// Read and write.
-pub(crate) enum Rw {}
-/// Write-only.
-pub(crate) enum Wo {}
 /// Doorbell: stored, never read.
 pub(crate) enum Db {}
-/// Access that may read.
-pub(crate) trait Readable {}
-impl Readable for Ro {}
-impl Readable for Rw {}
-/// Access that may write.
-pub(crate) trait Writable {}
-impl Writable for Rw {}
-impl Writable for Wo {}
-
-/// A 32-bit register. Blocks of a repeated one are `stride` bytes apart.
-pub(crate) struct Reg<A> {
-    offset: u64,
-    stride: u64,
-    access: PhantomData<A>,
-}
-
-impl<A> Clone for Reg<A> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<A> Copy for Reg<A> {}
-
-impl<A> Reg<A> {
-    /// The register of block `i` (queue or port number).
-    pub(crate) const fn of(self, i: u32) -> Self {
-        Self { offset: self.offset + self.stride * i as u64, stride: 0, access: PhantomData }
-    }
-    /// The other half of a 64-bit pair: it follows its `_LO`.
-    const fn hi(self) -> Self {
-        Self { offset: self.offset + 4, stride: self.stride, access: PhantomData }
-    }
-}
 
 /// A declaration as data, for the test against regmap.toml.
 #[cfg(test)]
@@ -73,7 +35,7 @@ pub(crate) struct Decl {
 macro_rules! registers {
     ($($name:ident: $access:ident, $offset:literal $(+ $stride:literal)? $(= $reset:literal)?;)*) => {
         $(pub(crate) const $name: Reg<$access> =
-            Reg { offset: $offset, stride: 0 $(+ $stride)?, access: PhantomData };)*
+            Reg::at($offset, 0 $(+ $stride)?);)*
         #[cfg(test)]
         pub(crate) const ALL: &[Decl] = &[$(Decl {
             name: stringify!($name),
@@ -214,10 +176,7 @@ impl Regs {
 
     /// Writes a register.
     pub(crate) fn set<A: Writable>(&self, r: Reg<A>, value: u32) -> Result<(), NicError> {
-        match self.bar0.write::<u32>(r.offset, value) {
-            Err(BusError::Gone(_)) => Err(NicError::Gone(self.name.clone())),
-            other => Ok(other?),
-        }
+        noticed(&self.name, self.bar0.write::<u32>(r.offset, value))
     }
 
     /// Writes a 64-bit pair, LO first.
@@ -228,10 +187,7 @@ impl Regs {
 
     /// Rings a doorbell, after everything written to DMA memory before.
     pub(crate) fn ring(&self, r: Reg<Db>, value: u32) -> Result<(), NicError> {
-        match self.bar2.write::<u32>(r.offset, value) {
-            Err(BusError::Gone(_)) => Err(NicError::Gone(self.name.clone())),
-            other => Ok(other?),
-        }
+        noticed(&self.name, self.bar2.write::<u32>(r.offset, value))
     }
 
     /// Name of the function, for messages.

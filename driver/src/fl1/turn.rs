@@ -5,12 +5,10 @@ use super::regs::{self, DB_ACQ_HEAD, DB_EVQ_HEAD};
 use super::wire::{Completion, Event, SLOT, event, parse, status};
 use super::{Fl1, Table};
 use crate::nic::{EntryCounters, EntryId, NicError, NicEvent, NicPort, TableId, UpdateResult, UpdateStatus};
+use crate::standing::Checkup;
 
 /// Answers that cannot be, after which the device is not believed any more.
 const IMPOSSIBLE_MAX: u64 = 64;
-/// Polls after which health is looked at even though the clock stands still (a virtual one), or has not come far.
-const POLLS_FROZEN: u32 = 64;
-const POLLS_MAX: u32 = 4096;
 /// Looks without a heartbeat before a device is said to hang, whatever the clock says: an in-process device that nobody
 /// stepped for a while does not hang.
 const BEAT_CHECKS: u32 = 64;
@@ -21,12 +19,8 @@ impl Fl1 {
         self.take_events()?;
         self.send_reads()?;
         self.order.advance(&self.regs, &self.tx, &self.memory.from_device)?;
-        self.health.polls = self.health.polls.saturating_add(1);
         let now = self.config.platform.now_ns();
-        let elapsed = now.saturating_sub(self.health.checked_at);
-        let due = u128::from(elapsed) >= self.config.check_interval.as_nanos()
-            || self.health.polls >= POLLS_FROZEN && elapsed == 0
-            || self.health.polls >= POLLS_MAX;
+        let due = self.health.checkup.is_due(now, self.config.check_interval);
         if due { self.check_health() } else { Ok(()) }
     }
 
@@ -210,8 +204,7 @@ impl Fl1 {
     /// Looks at the registers: gone, fatal, reset by itself, hanging, or commands without an answer.
     pub(crate) fn check_health(&mut self) -> Result<(), NicError> {
         let now = self.config.platform.now_ns();
-        self.health.checked_at = now;
-        self.health.polls = 0;
+        self.health.checkup = Checkup::done(now);
         let status = self.regs.get(regs::STATUS)?;
         if status & regs::STATUS_FATAL != 0 {
             let (code, at) = (self.regs.get(regs::FATAL_CODE)?, self.regs.get64(regs::FATAL_ADDR_LO)?);

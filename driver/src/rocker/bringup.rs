@@ -15,8 +15,9 @@ use super::tlv::Fields;
 use super::wire::{cmd, ofdpa, port};
 use super::{Health, Rocker, RockerConfig, RockerStats, Step};
 use crate::dma::{Arena, IovaAllocator};
-use crate::nic::{NicCaps, NicError, NicEvent, NicPort, NicState, ParserCaps, PortCaps};
-use crate::platform::{COMMAND_BUS_MASTER, COMMAND_MEMORY, set_command};
+use crate::nic::{NicCaps, NicError, NicEvent, NicPort, ParserCaps, PortCaps};
+use crate::platform::{COMMAND_BUS_MASTER, COMMAND_MEMORY, set_command, wait};
+use crate::standing::{Checkup, Standing};
 use flowlift_bus::{DmaDirection, PciFunction};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -90,8 +91,7 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, mut config: RockerConfig) -> 
         groups: Groups::new(config.untagged_vlan),
         entries: vec![],
         matches: HashMap::new(),
-        state: NicState::Ready,
-        failure: None,
+        standing: Standing::ready(),
         health: Health::default(),
         stats: RockerStats::default(),
         link: vec![false; ports as usize],
@@ -140,8 +140,7 @@ impl Rocker {
             return Err(self.lies(format!("after a reset it has {ports} ports, had {}", self.ports.len())));
         }
         self.bring_up()?;
-        self.state = NicState::Ready;
-        self.failure = None;
+        self.standing = Standing::ready();
         self.events.push(NicEvent::TablesLost);
         Ok(())
     }
@@ -167,7 +166,7 @@ impl Rocker {
             rings.restart(&self.regs, &self.memory)?;
         }
         let now = self.config.platform.now_ns();
-        self.health = Health { enabled: 0, checked_at: now, progress_at: now, polls: 0 };
+        self.health = Health { enabled: 0, checkup: Checkup::done(now), progress_at: now };
         self.set_up()?;
         self.wait("answer to the first commands", |nic| {
             nic.turn()?;
@@ -224,16 +223,9 @@ impl Rocker {
         mut done: impl FnMut(&mut Self) -> Result<bool, NicError>,
     ) -> Result<(), NicError> {
         let start = self.config.platform.now_ns();
-        for _ in 0..TURNS {
-            if done(self)? {
-                return Ok(());
-            }
-            if u128::from(self.config.platform.now_ns().saturating_sub(start))
-                > self.config.deadline.as_nanos()
-            {
-                break;
-            }
-            self.config.platform.relax();
+        let (platform, deadline) = (Arc::clone(&self.config.platform), self.config.deadline);
+        if wait(&*platform, (start, deadline), TURNS, || done(self))? {
+            return Ok(());
         }
         Err(self.failed(format!("no {what} within {:?}", self.config.deadline)))
     }

@@ -28,6 +28,7 @@ use crate::nic::{
     Stage, TableId, Update, UpdateResult, UpdateStatus,
 };
 pub use crate::platform::{Machine, Platform};
+use crate::standing::{Checkup, Standing};
 use flowlift_bus::{BusError, PciFunction};
 use groups::Groups;
 use regs::Regs;
@@ -145,9 +146,8 @@ fn match_key(e: &Entry) -> MatchKey {
 struct Health {
     /// PORT_PHYS_ENABLE as the driver wrote it; a reset clears it.
     enabled: u64,
-    checked_at: u64,
+    checkup: Checkup,
     progress_at: u64,
-    polls: u32,
 }
 
 /// A rocker that was brought up. Dropping it stops the device before its memory is unmapped.
@@ -168,8 +168,7 @@ pub struct Rocker {
     /// Places that were ever used.
     entries: Vec<Place>,
     matches: HashMap<MatchKey, u32>,
-    state: NicState,
-    failure: Option<String>,
+    standing: Standing,
     health: Health,
     stats: RockerStats,
     link: Vec<bool>,
@@ -198,15 +197,11 @@ impl Rocker {
 
     /// Why the device is in [`NicState::Failed`].
     pub fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
+        self.standing.failure()
     }
 
     fn usable(&self) -> Result<(), NicError> {
-        match self.state {
-            NicState::Ready => Ok(()),
-            NicState::Gone => Err(NicError::Gone(self.regs.name().into())),
-            NicState::Failed => Err(self.failed(self.failure.clone().unwrap_or_default())),
-        }
+        self.standing.usable(self.regs.name())
     }
 
     fn lies(&self, what: impl Into<String>) -> NicError {
@@ -219,28 +214,11 @@ impl Rocker {
 
     /// Every error of the device passes here: it changes the state, once.
     fn note<T>(&mut self, result: Result<T, NicError>) -> Result<T, NicError> {
-        match &result {
-            Err(NicError::Gone(_) | NicError::Bus(BusError::Gone(_))) => self.vanish(),
-            Err(NicError::Invalid(_) | NicError::Inexpressible(_)) | Ok(_) => {}
-            Err(e) if self.state == NicState::Ready => {
-                tracing::warn!(nic = self.regs.name(), error = %e, "the NIC failed");
-                self.state = NicState::Failed;
-                self.failure = Some(e.to_string());
-            }
-            Err(_) => {}
+        if self.standing.note(self.regs.name(), &result) {
+            self.harvest();
+            self.events.push(NicEvent::Gone);
         }
         result
-    }
-
-    /// The device was pulled out. What it wrote to host memory before stays readable.
-    fn vanish(&mut self) {
-        if self.state == NicState::Gone {
-            return;
-        }
-        tracing::warn!(nic = self.regs.name(), "the NIC is gone");
-        self.state = NicState::Gone;
-        self.harvest();
-        self.events.push(NicEvent::Gone);
     }
 
     /// Saves what a device that stopped leaves behind: answers every update, takes back what was not sent, and keeps
@@ -381,7 +359,7 @@ impl Rocker {
             packet(info, &frame);
             taken += 1;
         }
-        if self.state != NicState::Ready {
+        if self.standing.state() != NicState::Ready {
             return Ok(taken);
         }
         // Ports take turns, so that a flood into one does not starve the others.
@@ -440,7 +418,7 @@ impl Nic for Rocker {
     }
 
     fn state(&self) -> NicState {
-        self.state
+        self.standing.state()
     }
 
     fn submit(&mut self, updates: &[Update]) -> Result<usize, NicError> {
@@ -464,7 +442,7 @@ impl Nic for Rocker {
     }
 
     fn poll(&mut self, results: &mut Vec<UpdateResult>, events: &mut Vec<NicEvent>) -> Result<(), NicError> {
-        let turned = if self.state == NicState::Ready { self.turn() } else { Ok(()) };
+        let turned = if self.standing.state() == NicState::Ready { self.turn() } else { Ok(()) };
         let noted = match self.note(turned) {
             // The event says it.
             Err(NicError::Gone(_) | NicError::Bus(BusError::Gone(_))) => Ok(()),
@@ -524,7 +502,7 @@ impl Nic for Rocker {
     }
 
     fn reset(&mut self) -> Result<(), NicError> {
-        if self.state == NicState::Gone {
+        if self.standing.state() == NicState::Gone {
             return self.usable();
         }
         let up = self.reset_and_bring_up();

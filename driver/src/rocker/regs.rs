@@ -5,8 +5,8 @@
 //! place that notices a vanished device: no register that is read here can be all-ones on one that works.
 
 use crate::nic::NicError;
+use crate::reg::{Readable, Reg, Ro, Rw, Wo, Writable, noticed};
 use flowlift_bus::{BarWindow, BusError, PciFunction};
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// PCI vendor and device ID.
@@ -22,66 +22,27 @@ pub(crate) const MAX_PORTS: u32 = 62;
 /// CONTROL: reset.
 pub(crate) const CONTROL_RESET: u32 = 1;
 
-/// Read-only.
-pub(crate) enum Ro {}
-/// Read and write.
-pub(crate) enum Rw {}
-/// Write-only.
-pub(crate) enum Wo {}
-/// Access that may read.
-pub(crate) trait Readable {}
-impl Readable for Ro {}
-impl Readable for Rw {}
-/// Access that may write.
-pub(crate) trait Writable {}
-impl Writable for Rw {}
-impl Writable for Wo {}
-
-/// A 32-bit register.
-pub(crate) struct Reg<A> {
-    offset: u64,
-    access: PhantomData<A>,
-}
-
-impl<A> Clone for Reg<A> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<A> Copy for Reg<A> {}
-
-impl<A> Reg<A> {
-    const fn at(offset: u64) -> Self {
-        Self { offset, access: PhantomData }
-    }
-    /// The upper half of a 64-bit register.
-    const fn hi(self) -> Self {
-        Self::at(self.offset + 4)
-    }
-    /// The register of descriptor ring `ring`.
-    pub(crate) const fn of(self, ring: u32) -> Self {
-        Self::at(self.offset + 32 * ring as u64)
-    }
-}
+/// Bytes from a register of a descriptor ring to that of the next one.
+const RING_STRIDE: u64 = 32;
 
 /// Reads as [`BOGUS_VALUE`].
-pub(crate) const BOGUS: Reg<Ro> = Reg::at(0x0000);
+pub(crate) const BOGUS: Reg<Ro> = Reg::at(0x0000, 0);
 /// Reads as twice what was written; 0 after a reset.
-pub(crate) const TEST: Reg<Rw> = Reg::at(0x0010);
+pub(crate) const TEST: Reg<Rw> = Reg::at(0x0010, 0);
 /// Reset.
-pub(crate) const CONTROL: Reg<Wo> = Reg::at(0x0300);
+pub(crate) const CONTROL: Reg<Wo> = Reg::at(0x0300, 0);
 /// Number of front-panel ports.
-pub(crate) const PORT_PHYS_COUNT: Reg<Ro> = Reg::at(0x0304);
+pub(crate) const PORT_PHYS_COUNT: Reg<Ro> = Reg::at(0x0304, 0);
 /// Link state by port number, 64 bits.
-pub(crate) const PORT_PHYS_LINK_STATUS: Reg<Ro> = Reg::at(0x0310);
+pub(crate) const PORT_PHYS_LINK_STATUS: Reg<Ro> = Reg::at(0x0310, 0);
 /// Enabled ports by number, 64 bits; 0 after a reset.
-pub(crate) const PORT_PHYS_ENABLE: Reg<Rw> = Reg::at(0x0318);
+pub(crate) const PORT_PHYS_ENABLE: Reg<Rw> = Reg::at(0x0318, 0);
 /// Address of ring 0, 64 bits.
-pub(crate) const RING_BASE: Reg<Rw> = Reg::at(0x1000);
+pub(crate) const RING_BASE: Reg<Rw> = Reg::at(0x1000, RING_STRIDE);
 /// Elements of ring 0; writing it empties the ring.
-pub(crate) const RING_SIZE: Reg<Rw> = Reg::at(0x1008);
+pub(crate) const RING_SIZE: Reg<Rw> = Reg::at(0x1008, RING_STRIDE);
 /// Where the driver goes on in ring 0.
-pub(crate) const RING_HEAD: Reg<Rw> = Reg::at(0x100c);
+pub(crate) const RING_HEAD: Reg<Rw> = Reg::at(0x100c, RING_STRIDE);
 
 const _: () = assert!(RING_HEAD.of(2 + 2 * MAX_PORTS).offset < BAR0_SIZE, "every ring has its registers");
 
@@ -118,10 +79,7 @@ impl Regs {
 
     /// Writes a register, after everything written to DMA memory before.
     pub(crate) fn set<A: Writable>(&self, r: Reg<A>, value: u32) -> Result<(), NicError> {
-        match self.bar.write::<u32>(r.offset, value) {
-            Err(BusError::Gone(_)) => Err(NicError::Gone(self.name.clone())),
-            other => Ok(other?),
-        }
+        noticed(&self.name, self.bar.write::<u32>(r.offset, value))
     }
 
     /// Writes a 64-bit register, lower half first.

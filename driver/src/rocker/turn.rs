@@ -4,24 +4,18 @@ use super::tlv::{Fields, find, number};
 use super::wire::{event, status};
 use super::{GroupIds, Rocker, Step, Task, regs};
 use crate::nic::{EntryCounters, NicError, NicPort, UpdateResult, UpdateStatus};
+use crate::standing::Checkup;
 
 /// Events that cannot be, after which the device is not believed any more.
 const IMPOSSIBLE_MAX: u64 = 64;
-/// Polls after which health is looked at even though the clock stands still, or has not come far.
-const POLLS_FROZEN: u32 = 64;
-const POLLS_MAX: u32 = 4096;
 
 impl Rocker {
     pub(crate) fn turn(&mut self) -> Result<(), NicError> {
         self.take_answers()?;
         self.tell()?;
         self.take_events()?;
-        self.health.polls = self.health.polls.saturating_add(1);
         let now = self.config.platform.now_ns();
-        let elapsed = now.saturating_sub(self.health.checked_at);
-        let due = u128::from(elapsed) >= self.config.check_interval.as_nanos()
-            || self.health.polls >= POLLS_FROZEN && elapsed == 0
-            || self.health.polls >= POLLS_MAX;
+        let due = self.health.checkup.is_due(now, self.config.check_interval);
         if due { self.check_health(now) } else { Ok(()) }
     }
 
@@ -137,8 +131,7 @@ impl Rocker {
 
     /// Looks at the registers: gone, reset by somebody else, or commands without an answer.
     fn check_health(&mut self, now: u64) -> Result<(), NicError> {
-        self.health.checked_at = now;
-        self.health.polls = 0;
+        self.health.checkup = Checkup::done(now);
         let bogus = self.regs.get(regs::BOGUS)?;
         if bogus != regs::BOGUS_VALUE {
             return Err(self.lies(format!("register 0 reads {bogus:#x}")));
