@@ -211,59 +211,49 @@ pub(super) fn nic(rate: u32, cores: &[usize], time: Duration) -> Result<Beside> 
     let card = Card::new()?;
     let (ingress, _) = CircleWire::new(frames());
     let (egress, sent) = CircleWire::new(Frames::default());
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // The figures of a device that is not alone on its core are lower, not wrong.
-            let _ = cpu::pin(cores[1]);
-            card.work();
-        });
-        let done = (|| {
-            cpu::pin(cores[0])?;
-            let mut nic = card.open()?;
-            let entries = Entries::new(&nic.caps().tables)?;
-            let forwarded: Vec<Update> = (0..FORWARDED).map(|n| entries.insert(n)).collect();
-            through(&mut nic, &forwarded, || {})?;
-            let mut next = 0;
-            let mut change = |number: u32| {
-                let range = next..next + number;
-                next += number;
-                let id = |n: u32| FORWARDED + n % CHANGING;
-                let inserts = range.clone().map(|n| entries.insert(id(n)));
-                let old = range.filter_map(|n| n.checked_sub(PRESENT as u32));
-                let updates: Vec<Update> = inserts.chain(old.map(|n| entries.delete(id(n)))).collect();
-                through(&mut nic, &updates, || {})
-            };
-            change(PRESENT as u32)?;
-            {
-                // Frames come from here on, so that none of them misses.
-                let mut model = card.function.model();
-                ensure!(model.plug(1, Box::new(ingress)) && model.plug(2, Box::new(egress)), "no such port");
-            }
-            let taken = || {
-                let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-                (read(&card.frames), read(&card.busy_ns))
-            };
-            let part = |work: &mut dyn FnMut() -> Result<f64>| -> Result<(f64, f64)> {
-                let before = taken();
-                let rate = work()?;
-                let after = taken();
-                Ok(((after.0 - before.0) as f64 * 1e3 / (after.1 - before.1) as f64, rate))
-            };
-            let mut alone = || {
-                std::thread::sleep(time);
-                Ok(0.0)
-            };
-            std::thread::sleep(time / 4);
-            let (before, _) = part(&mut alone)?;
-            let (mpps_cpu, changes_per_s) = part(&mut || paced(rate, time, &mut change))?;
-            let (after, _) = part(&mut alone)?;
-            let violations = nic.violations()?;
-            ensure!(violations.total == 0, "the device noticed {violations:?}");
-            let alone = (before + after) / 2.0;
-            Ok(Beside { changes_per_s, mpps_cpu_alone: alone, mpps_cpu, speed_kept: mpps_cpu / alone })
-        })();
-        card.stop.store(true, Ordering::Relaxed);
-        done
+    card.driven(cores, || {
+        let mut nic = card.open()?;
+        let entries = Entries::new(&nic.caps().tables)?;
+        let forwarded: Vec<Update> = (0..FORWARDED).map(|n| entries.insert(n)).collect();
+        through(&mut nic, &forwarded, || {})?;
+        let mut next = 0;
+        let mut change = |number: u32| {
+            let range = next..next + number;
+            next += number;
+            let id = |n: u32| FORWARDED + n % CHANGING;
+            let inserts = range.clone().map(|n| entries.insert(id(n)));
+            let old = range.filter_map(|n| n.checked_sub(PRESENT as u32));
+            let updates: Vec<Update> = inserts.chain(old.map(|n| entries.delete(id(n)))).collect();
+            through(&mut nic, &updates, || {})
+        };
+        change(PRESENT as u32)?;
+        {
+            // Frames come from here on, so that none of them misses.
+            let mut model = card.function.model();
+            ensure!(model.plug(1, Box::new(ingress)) && model.plug(2, Box::new(egress)), "no such port");
+        }
+        let taken = || {
+            let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            (read(&card.frames), read(&card.busy_ns))
+        };
+        let part = |work: &mut dyn FnMut() -> Result<f64>| -> Result<(f64, f64)> {
+            let before = taken();
+            let rate = work()?;
+            let after = taken();
+            Ok(((after.0 - before.0) as f64 * 1e3 / (after.1 - before.1) as f64, rate))
+        };
+        let mut alone = || {
+            std::thread::sleep(time);
+            Ok(0.0)
+        };
+        std::thread::sleep(time / 4);
+        let (before, _) = part(&mut alone)?;
+        let (mpps_cpu, changes_per_s) = part(&mut || paced(rate, time, &mut change))?;
+        let (after, _) = part(&mut alone)?;
+        let violations = nic.violations()?;
+        ensure!(violations.total == 0, "the device noticed {violations:?}");
+        let alone = (before + after) / 2.0;
+        Ok(Beside { changes_per_s, mpps_cpu_alone: alone, mpps_cpu, speed_kept: mpps_cpu / alone })
     })
     .and_then(|beside| {
         let (taken, sent) = (card.frames.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));

@@ -45,6 +45,20 @@ impl Card {
         })
     }
 
+    /// Runs `drive` on the first core while the device works on the second.
+    pub(super) fn driven<T>(&self, cores: &[usize], drive: impl FnOnce() -> Result<T>) -> Result<T> {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // The figures of a device that is not alone on its core are lower, not wrong.
+                let _ = cpu::pin(cores[1]);
+                self.work();
+            });
+            let done = cpu::pin(cores[0]).and_then(|()| drive());
+            self.stop.store(true, Ordering::Relaxed);
+            done
+        })
+    }
+
     /// The device, until [`Self::stop`] is set.
     pub(super) fn work(&self) {
         while !self.stop.load(Ordering::Relaxed) {

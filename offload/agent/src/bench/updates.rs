@@ -156,28 +156,18 @@ fn phase(nic: &mut Fl1, card: &Card, args: &UpdatesArgs, make: impl Fn(u32) -> U
 /// Part one: inserts, replaces, deletes.
 fn phases(args: &UpdatesArgs, cores: &[usize]) -> Result<[Phase; 3]> {
     let card = Card::new()?;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // The figures of a device that is not alone on its core are lower, not wrong.
-            let _ = cpu::pin(cores[1]);
-            card.work();
-        });
-        let done = (|| {
-            cpu::pin(cores[0])?;
-            let mut nic = card.open()?;
-            let entries = Entries::new(&nic.caps().tables)?;
-            card.function.model().populate(entries.table.0, args.entries);
-            let phases = [
-                phase(&mut nic, &card, args, |n| entries.insert(n)).context("inserts")?,
-                phase(&mut nic, &card, args, |n| entries.replace(n)).context("replaces")?,
-                phase(&mut nic, &card, args, |n| entries.delete(n)).context("deletes")?,
-            ];
-            let violations = nic.violations()?;
-            ensure!(violations.total == 0, "the device noticed {violations:?}");
-            Ok(phases)
-        })();
-        card.stop.store(true, Ordering::Relaxed);
-        done
+    card.driven(cores, || {
+        let mut nic = card.open()?;
+        let entries = Entries::new(&nic.caps().tables)?;
+        card.function.model().populate(entries.table.0, args.entries);
+        let phases = [
+            phase(&mut nic, &card, args, |n| entries.insert(n)).context("inserts")?,
+            phase(&mut nic, &card, args, |n| entries.replace(n)).context("replaces")?,
+            phase(&mut nic, &card, args, |n| entries.delete(n)).context("deletes")?,
+        ];
+        let violations = nic.violations()?;
+        ensure!(violations.total == 0, "the device noticed {violations:?}");
+        Ok(phases)
     })
 }
 
