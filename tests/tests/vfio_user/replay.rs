@@ -251,6 +251,37 @@ fn a_live_run_ends_with_its_time_and_with_its_nic() {
 }
 
 #[test]
+fn a_live_run_ends_though_packets_keep_coming() {
+    let mut sim = Simulator::start(&[]);
+    for (seconds, signal) in [("0.3", None), ("600", Some("-INT"))] {
+        let mut live = live(&sim, seconds);
+        let start = Instant::now();
+        let mut told = signal.is_none();
+        let mut n = 0;
+        while live.try_wait().unwrap().is_none() {
+            // All of them go through the softpath, which therefore never rests. What a full wire refuses is not missed.
+            let _ = sim.wires[0].send(Frame::new(&frame(0x88b6, n)));
+            n += 1;
+            while sim.sent(2).is_some() {}
+            if !told && start.elapsed() > Duration::from_millis(300) {
+                told = true;
+                let kill = Command::new("kill").args(signal).arg(live.id().to_string()).status().unwrap();
+                assert!(kill.success());
+            }
+            if start.elapsed() > PATIENCE {
+                live.kill().unwrap();
+                panic!("it serves on though its end is {seconds} s, {signal:?}; {n} frames sent");
+            }
+        }
+        let Output { status, stdout, .. } = finish(live);
+        assert!(status.success(), "{seconds} s, {signal:?}: {status}");
+        let report: Value = serde_json::from_slice(&stdout).unwrap();
+        assert!(number(&report, "/packets/software") > 100, "{}", report["packets"]);
+    }
+    sim.assert_alive();
+}
+
+#[test]
 fn what_cannot_be_is_told_by_its_cause() {
     let sim = Simulator::plugged(1, &[]);
     let nobody = sim.dir.path().join("nobody");

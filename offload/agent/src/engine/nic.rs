@@ -40,6 +40,8 @@ const LOST_MAX: u32 = 3;
 const QUIET: Duration = Duration::from_millis(20);
 /// The longest that a NIC is waited for before it is let go of, while packets keep coming.
 const RELEASE: Duration = Duration::from_millis(200);
+/// Time between two looks at whether a live run is to stop.
+const LOOK: Duration = Duration::from_millis(1);
 /// Turns of a live run without any packet before it waits for an interrupt.
 const SPIN_TURNS: u32 = 256;
 
@@ -359,10 +361,18 @@ impl NicRun {
         self.live = true;
         let start = Instant::now();
         let mut idle = 0u32;
+        let mut looked = start;
         while start.elapsed() < time && !self.route.nic_gone {
             self.given_back = self.harness.is_wanted_back();
             if self.given_back {
                 break;
+            }
+            // By the clock, since packets may keep coming.
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                if stop.is_some_and(|stop| super::harness::readable(&[stop], 0u8.into())) {
+                    break;
+                }
             }
             self.route.out.now_ns = self.harness.now_ns();
             if self.turn() {
@@ -370,13 +380,9 @@ impl NicRun {
                 continue;
             }
             idle = idle.saturating_add(1);
-            if idle < SPIN_TURNS {
-                continue;
+            if idle >= SPIN_TURNS {
+                self.rest(stop);
             }
-            if stop.is_some_and(|stop| super::harness::readable(&[stop], 0u8.into())) {
-                break;
-            }
-            self.rest(stop);
         }
     }
 
