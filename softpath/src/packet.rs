@@ -60,6 +60,16 @@ pub(crate) enum FlowHash {
     Stale,
 }
 
+impl FlowHash {
+    /// The hash, if it was taken.
+    pub(crate) fn known(self) -> Option<u32> {
+        match self {
+            Self::Known(hash) => Some(hash),
+            Self::Unknown | Self::Stale => None,
+        }
+    }
+}
+
 /// Copies a frame to where as many bytes are. The shortest frames are most of those that come in numbers; two halves that
 /// overlap are a few instructions where the library's copy is a call.
 #[inline(always)]
@@ -180,6 +190,16 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
         self.offload.is_none() && !self.egress_tunnel.present
+    }
+
+    /// The five-tuple hash, if one was taken on the packet's way or set.
+    pub fn flow_hash(&self) -> Option<u32> {
+        self.flow_hash.known()
+    }
+
+    /// Gives the packet the five-tuple hash that it had when it was last seen. Set it after filling.
+    pub fn set_flow_hash(&mut self, hash: u32) {
+        self.flow_hash = FlowHash::Known(hash);
     }
 
     /// Makes this a fresh Ethernet frame of `len` bytes from the wire and gives its bytes, to be overwritten: they still

@@ -13,7 +13,7 @@
 //!
 //! Locks: none. A batch is one section of the table's [`crate::table::rcu::Domain`], and counters have one writer.
 
-use crate::actions::{self, ActionUpcall, Context, DropReason, PsampleRecord, execute};
+use crate::actions::{self, ActionUpcall, Context, DropReason, Program, PsampleRecord, execute};
 use crate::cache::MicroflowCache;
 use crate::classifier::{Relevant, SearchOrder};
 use crate::datapath::{Shared, WorkerShared};
@@ -293,6 +293,18 @@ impl Worker {
     /// an earlier pass stopped. The packet is used up.
     pub fn process_one(&mut self, packet: &mut Packet, now: u64, sink: &mut impl Sink) {
         self.isa.run(Process { worker: self, packets: std::slice::from_mut(packet), now, sink });
+    }
+
+    /// Does actions to a packet that the user gives, which uses it up. No flow counts it unless it is recirculated; meters do.
+    pub fn execute(&mut self, program: &Program, packet: &mut Packet, now: u64, sink: &mut impl Sink) {
+        let guard = self.reader.enter();
+        let section = Section::new(&self.shared, &guard);
+        let mut key = KeyBuf::new();
+        let layers = extract_packet(packet, &mut key);
+        let (own, spare_keys, lookup) = (&self.own, &mut self.spare_keys, &mut self.lookup);
+        let mut run = Run { section, lookup, own, spare_keys, now, sink };
+        execute(program, packet, key.key(), &layers, &mut self.context, &mut run);
+        self.own.counters.store(&self.lookup.counters);
     }
 
     /// At most [`BATCH`] packets.

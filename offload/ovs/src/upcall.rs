@@ -40,10 +40,10 @@ pub struct Upcall<'a> {
     pub cause: Cause<'a>,
     /// The key parsed from the packet as it came in (R5, U11).
     pub key: &'a Key,
-    /// The packet as the actions so far left it, all of it (U11).
+    /// The packet as the actions so far left it (U11), cut if a trunc action came before.
     pub packet: &'a [u8],
-    /// Bytes of it to pass on, if a trunc action came before; the message then has the whole length as well.
-    pub truncate: Option<u32>,
+    /// Its length before the cut; the message has it if there was one.
+    pub original_len: usize,
     /// Length of the longest fragment, if the packet was put together from fragments.
     pub mru: Option<u16>,
     /// The packet's hash, with [`HASH_SW`] and [`HASH_L4`]; 0 if it has none.
@@ -60,16 +60,10 @@ pub struct Upcall<'a> {
 pub struct TooLong(pub usize);
 
 impl<'a> Upcall<'a> {
-    /// The part of the packet that is passed on.
-    pub fn payload(&self) -> &'a [u8] {
-        let length = self.truncate.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
-        self.packet.get(..length).unwrap_or(self.packet)
-    }
-
-    /// Replaces `out` by the message up to the packet's bytes; [`Self::payload`] and as many zeros as are returned, 0 to 3,
+    /// Replaces `out` by the message up to the packet's bytes; [`Self::packet`] and as many zeros as are returned, 0 to 3,
     /// complete it.
     pub fn encode_head(&self, out: &mut Vec<u8>) -> Result<usize, TooLong> {
-        let payload = self.payload();
+        let payload = self.packet;
         let attr_len = u16::try_from(HEADER_LEN + payload.len()).map_err(|_| TooLong(payload.len()))?;
         out.clear();
         out.extend_from_slice(&[0; 4]);
@@ -101,8 +95,8 @@ impl<'a> Upcall<'a> {
         if let Some(mru) = self.mru {
             w.put(packet::MRU, &mru.to_ne_bytes());
         }
-        if payload.len() < self.packet.len() {
-            w.put(packet::LEN, &(self.packet.len() as u32).to_ne_bytes());
+        if payload.len() < self.original_len {
+            w.put(packet::LEN, &(self.original_len as u32).to_ne_bytes());
         }
         w.put(packet::HASH, &self.hash.to_ne_bytes());
         out.extend_from_slice(&attr_len.to_ne_bytes());
@@ -120,7 +114,7 @@ impl<'a> Upcall<'a> {
     /// Replaces `out` by the whole message.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), TooLong> {
         let padding = self.encode_head(out)?;
-        out.extend_from_slice(self.payload());
+        out.extend_from_slice(self.packet);
         out.resize(out.len() + padding, 0);
         Ok(())
     }

@@ -1,13 +1,15 @@
 //! From a flow's actions to a [`Program`].
 
-use super::{Bits, Block, CheckPktLen, Code, MAX_DEPTH, Op, Program, Psample, Unsupported, l2, l3, l4};
+use super::{
+    Bits, Block, CheckPktLen, Code, MAX_DEPTH, Op, Program, Psample, ToUser, Unsupported, l2, l3, l4,
+};
 use flowlift_flow::action::NshHeader;
 use flowlift_flow::key::{VLAN_CFI, eth_type};
 use flowlift_flow::{Action, Header};
 
 /// Compiles a flow's actions, or says why this datapath cannot execute them.
 pub fn compile(actions: &[Action]) -> Result<Program, Unsupported> {
-    let block = Compiler { depth: 0, edited: false }.block(actions)?;
+    let block = Compiler { all: actions, depth: 0, edited: false }.block(actions)?;
     Ok(Program(match *block.ops {
         [Op::Output(port)] => Code::Output(port),
         _ => Code::List(block.ops),
@@ -16,13 +18,15 @@ pub fn compile(actions: &[Action]) -> Result<Program, Unsupported> {
 
 /// Where in a list of actions the compiler stands.
 #[derive(Clone, Copy)]
-struct Compiler {
+struct Compiler<'a> {
+    /// The flow's actions.
+    all: &'a [Action],
     depth: usize,
     /// An earlier action may have changed what the key says.
     edited: bool,
 }
 
-impl Compiler {
+impl Compiler<'_> {
     fn block(mut self, actions: &[Action]) -> Result<Block, Unsupported> {
         if self.depth > MAX_DEPTH {
             return Err(Unsupported::TooDeep);
@@ -47,7 +51,10 @@ impl Compiler {
     fn op(&self, action: &Action) -> Result<Option<Op>, Unsupported> {
         Ok(Some(match action {
             Action::Output(port) => Op::Output(*port),
-            Action::Userspace(args) => Op::Userspace(Box::new(args.clone())),
+            Action::Userspace(args) => {
+                let actions = args.actions.then(|| self.all.into());
+                Op::Userspace(Box::new(ToUser { userspace: args.clone(), actions }))
+            }
             Action::Set(value) => set(value, &exact(value))?,
             Action::SetMasked { value: Header::Tunnel(_), .. } => {
                 return Err(Unsupported::Set("bits of a tunnel (U8)"));

@@ -77,10 +77,22 @@ impl<S: Sink> Run<'_, S> {
     fn op(&mut self, op: &Op, packet: &mut Packet, headers: &mut Headers, last: bool) -> Next {
         match op {
             Op::Output(port) => output(self.sink, *port, packet),
-            Op::Userspace(userspace) => {
+            Op::Userspace(to) => {
+                let hash = packet.flow_hash.known();
+                let whole = packet.len();
                 let Outgoing { bytes, offload, tunnel: egress_tunnel } = packet.take_with_all();
+                let cut = whole - bytes.len();
+                let actions = to.actions.as_deref();
                 finish(bytes, offload, |packet| {
-                    self.sink.upcall(ActionUpcall { key: self.key, userspace, packet, egress_tunnel });
+                    self.sink.upcall(ActionUpcall {
+                        key: self.key,
+                        userspace: &to.userspace,
+                        actions,
+                        packet,
+                        original_len: packet.len() + cut,
+                        hash,
+                        egress_tunnel,
+                    });
                 });
             }
             Op::SetEth(new) => l2::set_eth(packet, new),

@@ -28,7 +28,7 @@ pub use execute::execute;
 
 use crate::packet::{Packet, finish};
 use flowlift_flow::action::{HashAlg, Userspace};
-use flowlift_flow::{Key, PortNo};
+use flowlift_flow::{Action, Key, PortNo};
 use flowlift_port::Offload;
 use thiserror::Error;
 
@@ -123,7 +123,7 @@ struct Bits<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Op {
     Output(PortNo),
-    Userspace(Box<Userspace>),
+    Userspace(Box<ToUser>),
     SetEth(Bits<[u8; 12]>),
     SetIpv4(Bits<l3::Ipv4>),
     SetIpv6(Box<Bits<l3::Ipv6>>),
@@ -191,6 +191,14 @@ struct CheckPktLen {
     less_or_equal: Block,
 }
 
+/// A userspace action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ToUser {
+    userspace: Userspace,
+    /// All of the flow's actions, if it asks for them.
+    actions: Option<Box<[Action]>>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Psample {
     group: u32,
@@ -204,8 +212,14 @@ pub struct ActionUpcall<'a> {
     pub key: &'a Key,
     /// The action's arguments.
     pub userspace: &'a Userspace,
+    /// All of the flow's actions, if the action asks for them.
+    pub actions: Option<&'a [Action]>,
     /// The packet as earlier actions left it (U11), cut by a trunc action.
     pub packet: &'a [u8],
+    /// Length before the cut.
+    pub original_len: usize,
+    /// The packet's five-tuple hash, if it was taken.
+    pub hash: Option<u32>,
     /// The tunnel in which it would leave, in `tun_*` fields: what a set(tunnel) action before set.
     pub egress_tunnel: Option<&'a Key>,
 }

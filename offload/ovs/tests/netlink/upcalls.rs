@@ -30,7 +30,7 @@ fn upcall<'a>(key: &'a Key, packet: &'a [u8], cause: Cause<'a>) -> Upcall<'a> {
         cause,
         key,
         packet,
-        truncate: None,
+        original_len: packet.len(),
         mru: None,
         hash: 0,
         conntrack: false,
@@ -86,10 +86,10 @@ fn u11_an_action_upcall_has_what_its_action_asks_for() {
         actions: Some(&actions),
     };
     let upcall = Upcall {
-        truncate: Some(20),
+        original_len: packet.len(),
         mru: Some(1480),
         hash: 7 | HASH_SW | HASH_L4,
-        ..upcall(&key, &packet, cause)
+        ..upcall(&key, &packet[..20], cause)
     };
     let message = Message::all(&bytes(&upcall)).remove(0);
     assert_eq!((message.cmd(), message.dp()), (2, 6));
@@ -108,8 +108,7 @@ fn u11_an_action_upcall_has_what_its_action_asks_for() {
 #[test]
 fn truncation_that_cuts_nothing_is_none_and_giants_are_refused() {
     let (key, packet) = arp();
-    let whole = Upcall { truncate: Some(1000), ..upcall(&key, &packet, Cause::Miss) };
-    let message = Message::all(&bytes(&whole)).remove(0);
+    let message = Message::all(&bytes(&upcall(&key, &packet, Cause::Miss))).remove(0);
     assert_eq!((message.attr(10), message.attr(1).unwrap()), (None, packet));
     let giant = vec![0; 65_532];
     assert_eq!(upcall(&key, &giant, Cause::Miss).encode(&mut Vec::new()), Err(TooLong(65_532)));

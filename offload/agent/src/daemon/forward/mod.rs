@@ -19,9 +19,8 @@ use flowlift_driver::nic::NicPort;
 use flowlift_flow::{Metadata, PortNo};
 use flowlift_ovs::backend::DpIndex;
 use flowlift_port::{Burst, LinkState, PortError, PortStats};
-use flowlift_softpath::actions::{self, ActionUpcall, Context, DropReason, Program, PsampleRecord};
-use flowlift_softpath::extract::{KeyBuf, extract_packet};
-use flowlift_softpath::{Batch, FlowId, Packet, Sink, Upcall, Worker};
+use flowlift_softpath::actions::Program;
+use flowlift_softpath::{Batch, FlowId, Packet, Worker};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::time::{ClockId, clock_gettime};
 use route::{Outlets, Route};
@@ -54,7 +53,6 @@ struct Lane {
     worker: Worker,
     batch: Batch,
     outlets: Outlets,
-    context: Context,
     packet: Packet,
 }
 
@@ -67,6 +65,21 @@ impl Lane {
         let mut route = Route { dp, outlets: &mut self.outlets, exits };
         self.worker.process(&mut self.batch, now_ms, &mut route);
     }
+}
+
+/// A packet from the user, with what is to be done to it.
+#[derive(Debug)]
+pub struct GivenPacket {
+    /// From its Ethernet header on.
+    pub frame: Vec<u8>,
+    /// Ingress port, recirculation ID, hash, mark and priority.
+    pub metadata: Metadata,
+    /// Its five-tuple hash, if that is known.
+    pub hash: Option<u32>,
+    /// Who gets its upcalls, if not whom dispatch chooses.
+    pub upcall_pid: Option<u32>,
+    /// What to do.
+    pub program: Program,
 }
 
 /// A port where packets come in.
@@ -156,13 +169,7 @@ impl Forwarder {
 
     /// Adds a datapath.
     pub fn add_datapath(&mut self, dp: DpIndex, worker: Worker) {
-        let lane = Lane {
-            worker,
-            batch: Batch::new(),
-            outlets: Outlets::default(),
-            context: Context::new(now_ns()),
-            packet: Packet::new(),
-        };
+        let lane = Lane { worker, batch: Batch::new(), outlets: Outlets::default(), packet: Packet::new() };
         self.lanes.insert(dp, lane);
     }
 
@@ -295,20 +302,18 @@ impl Forwarder {
         }
     }
 
-    /// Does actions to a packet.
-    pub fn execute(&mut self, dp: DpIndex, frame: &[u8], metadata: Metadata, program: &Program) {
+    /// Does actions to a packet from the user.
+    pub fn execute(&mut self, dp: DpIndex, given: &GivenPacket) {
         let Some(lane) = self.lanes.get_mut(&dp) else { return };
-        let now_ms = now_ns() / 1_000_000;
-        let Lane { worker, outlets, context, packet, .. } = lane;
-        packet.fill(frame, metadata);
-        let mut key = KeyBuf::new();
-        let layers = extract_packet(packet, &mut key);
-        let mut route = Route { dp, outlets, exits: &mut self.exits };
-        let mut sink = Execution { route: &mut route, again: Vec::new() };
-        actions::execute(program, packet, key.key(), &layers, context, &mut sink);
-        for mut packet in sink.again {
-            worker.process_one(&mut packet, now_ms, &mut route);
+        let Lane { worker, outlets, packet, .. } = lane;
+        packet.fill(&given.frame, given.metadata);
+        if let Some(hash) = given.hash {
+            packet.set_flow_hash(hash);
         }
+        self.exits.upcalls.set_asker(given.upcall_pid);
+        let mut route = Route { dp, outlets, exits: &mut self.exits };
+        worker.execute(&given.program, packet, now_ns() / 1_000_000, &mut route);
+        self.exits.upcalls.set_asker(None);
         lane.outlets.flush();
     }
 
@@ -363,33 +368,5 @@ impl Forwarder {
             // The count does not matter, only that it is 0 afterwards.
             let _ = nix::unistd::read(interrupt, &mut count);
         }
-    }
-}
-
-/// Actions on a packet from the user; what is recirculated takes the way of other packets afterwards.
-struct Execution<'a, 'r> {
-    route: &'a mut Route<'r>,
-    again: Vec<Packet>,
-}
-
-impl actions::Sink for Execution<'_, '_> {
-    fn output(&mut self, port: PortNo, packet: &[u8]) {
-        self.route.output(port, packet);
-    }
-
-    fn upcall(&mut self, upcall: ActionUpcall<'_>) {
-        self.route.upcall(Upcall::Action(upcall));
-    }
-
-    fn recirc(&mut self, _: &mut Context, packet: &mut Packet) {
-        self.again.push(packet.clone());
-    }
-
-    fn psample(&mut self, record: PsampleRecord<'_>) {
-        self.route.psample(record);
-    }
-
-    fn dropped(&mut self, reason: DropReason) {
-        self.route.dropped(flowlift_softpath::Dropped::Action(reason));
     }
 }

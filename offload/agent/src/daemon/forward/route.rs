@@ -7,9 +7,13 @@ use flowlift_ovs::backend::DpIndex;
 use flowlift_port::{Frame, FrameSink, Offload};
 use flowlift_softpath::{Dropped, Sink, Upcall};
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 /// Packets that wait for room in the NIC's TX queues; more are lost, and counted.
 const NIC_BACKLOG: usize = 4096;
+
+/// Time between two messages about the same trouble.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// A port as packets leave by it.
 pub enum Outlet {
@@ -69,16 +73,36 @@ pub struct Exits {
     pub upcalls: Upcalls,
     /// See there.
     pub counters: RouteCounters,
+    /// When it was told that packets are recirculated too often.
+    told: Option<Instant>,
 }
 
 impl Exits {
     /// Nothing under way.
     pub fn new(upcalls: Upcalls) -> Self {
-        Self { nic: VecDeque::new(), spare: Vec::new(), upcalls, counters: RouteCounters::default() }
+        Self {
+            nic: VecDeque::new(),
+            spare: Vec::new(),
+            upcalls,
+            counters: RouteCounters::default(),
+            told: None,
+        }
     }
 }
 
 impl Exits {
+    /// Tells that the actions of a datapath's flows are a loop; the softpath counts the packets that are dropped for it.
+    #[cold]
+    fn tell_recirc_limit(&mut self, dp: DpIndex) {
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.told = Some(Instant::now());
+            tracing::warn!(
+                datapath = dp.0,
+                "packets are recirculated too often and dropped: probably a loop of flows"
+            );
+        }
+    }
+
     /// Queues a packet for a port of the NIC.
     fn queue_for_nic(&mut self, port: NicPort, packet: &[u8]) {
         if self.nic.len() >= NIC_BACKLOG {
@@ -146,7 +170,10 @@ impl Sink for Route<'_> {
         self.exits.upcalls.push(self.dp, &upcall, packet)
     }
 
-    fn dropped(&mut self, _: Dropped) {
-        self.exits.counters.dropped += 1;
+    fn dropped(&mut self, why: Dropped) {
+        match why {
+            Dropped::Action(_) => self.exits.counters.dropped += 1,
+            Dropped::RecircLimit => self.exits.tell_recirc_limit(self.dp),
+        }
     }
 }

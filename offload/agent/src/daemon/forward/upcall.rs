@@ -8,7 +8,7 @@ use flowlift_flow::{Key, PortNo};
 use flowlift_ovs::backend::{DpIndex, Features};
 use flowlift_ovs::server::To;
 use flowlift_ovs::socket::{SendError, Sender};
-use flowlift_ovs::upcall::{Cause, Dispatch, Upcall};
+use flowlift_ovs::upcall::{Cause, Dispatch, HASH_L4, HASH_SW, Upcall};
 use flowlift_softpath as softpath;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -42,6 +42,9 @@ pub struct Upcalls {
     /// From the server's port ID.
     sender: Sender,
     targets: BTreeMap<DpIndex, Targets>,
+    /// Who gets the upcalls of the packet that is being executed, in place of whom dispatch would choose
+    /// (`OVS_PACKET_ATTR_UPCALL_PID`).
+    asker: Option<u32>,
     queues: BTreeMap<(DpIndex, PortNo), Queue>,
     /// Ports with waiting upcalls, in the order of their turns.
     turns: VecDeque<(DpIndex, PortNo)>,
@@ -54,6 +57,7 @@ impl Upcalls {
         Self {
             sender,
             targets: BTreeMap::new(),
+            asker: None,
             queues: BTreeMap::new(),
             turns: VecDeque::new(),
             spare: Vec::new(),
@@ -76,6 +80,11 @@ impl Upcalls {
         self.turns.retain(|port| queues.contains_key(port));
     }
 
+    /// Says who gets the upcalls from now on, whatever dispatch would choose; `None` for dispatch.
+    pub fn set_asker(&mut self, pid: Option<u32>) {
+        self.asker = pid.filter(|pid| *pid != 0);
+    }
+
     /// Upcalls of packets from a port: sent, and lost.
     pub fn counters(&self, dp: DpIndex, port: PortNo) -> (u64, u64) {
         self.queues.get(&(dp, port)).map_or((0, 0), |queue| (queue.sent, queue.lost))
@@ -84,9 +93,9 @@ impl Upcalls {
     /// Queues an upcall with this packet. False if nobody wants it or its queue is full.
     pub fn push(&mut self, dp: DpIndex, upcall: &softpath::Upcall<'_>, packet: &[u8]) -> bool {
         let Some(targets) = self.targets.get(&dp) else { return false };
-        let key = match upcall {
-            softpath::Upcall::Miss { key, .. } => key,
-            softpath::Upcall::Action(action) => action.key,
+        let (key, taken_hash, original_len) = match upcall {
+            softpath::Upcall::Miss { key, packet } => (*key, packet.flow_hash(), packet.len()),
+            softpath::Upcall::Action(action) => (action.key, action.hash, action.original_len),
         };
         let port = PortNo(key.in_port);
         let vport = targets.ports.get(&port).map_or(&[][..], Vec::as_slice);
@@ -97,12 +106,12 @@ impl Upcalls {
             softpath::Upcall::Miss { .. } => (dispatch.miss(cpu, hash(key)), Cause::Miss),
             softpath::Upcall::Action(action) => {
                 let userdata = action.userspace.userdata.as_deref();
-                let cause = Cause::Action { userdata, egress_tunnel: None, actions: None };
+                let cause = Cause::Action { userdata, egress_tunnel: None, actions: action.actions };
                 (dispatch.action(cpu, action.userspace.pid), cause)
             }
         };
         let queue = self.queues.entry((dp, port)).or_default();
-        let Some(pid) = pid.filter(|_| queue.waiting.len() < PER_PORT) else {
+        let Some(pid) = self.asker.or(pid).filter(|_| queue.waiting.len() < PER_PORT) else {
             queue.lost += 1;
             return false;
         };
@@ -111,9 +120,9 @@ impl Upcalls {
             cause,
             key,
             packet,
-            truncate: None,
+            original_len,
             mru: None,
-            hash: 0,
+            hash: taken_hash.map_or(0, |hash| u64::from(hash) | HASH_SW | HASH_L4),
             conntrack: false,
             features: targets.features,
         };

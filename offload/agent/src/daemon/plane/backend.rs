@@ -2,6 +2,7 @@
 
 use super::vport::open_internal;
 use super::{Dp, LOCAL, MAX_FLOWS, Place, Plane, Port};
+use crate::daemon::forward::GivenPacket;
 use flowlift_flow::{Action, Key, Metadata, PortNo, action};
 use flowlift_ovs::backend::{
     Backend, Capabilities, Datapath, DatapathChange, DpIndex, Execute, Features, FlowCursor, FlowId, FlowPut,
@@ -9,6 +10,7 @@ use flowlift_ovs::backend::{
     ZoneLimit,
 };
 use flowlift_ovs::key::NO_PORT;
+use flowlift_ovs::upcall::HASH_L4;
 use flowlift_softpath::actions::compile;
 use flowlift_softpath::extract::extract_key;
 use flowlift_softpath::meter::{MAX_BANDS, MAX_METERS, MeterError, MeterUnit};
@@ -213,8 +215,15 @@ impl Backend for Plane {
         if execute.probe {
             return Ok(());
         }
-        let frame = execute.packet.to_vec();
-        self.forwarder.send(move |f| f.execute(dp, &frame, metadata, &program));
+        let given = GivenPacket {
+            frame: execute.packet.to_vec(),
+            metadata,
+            // A hash without its mark is none that was taken from the packet.
+            hash: execute.hash.filter(|hash| hash & HASH_L4 != 0).map(|hash| hash as u32),
+            upcall_pid: execute.upcall_pid,
+            program,
+        };
+        self.forwarder.send(move |f| f.execute(dp, &given));
         Ok(())
     }
 
