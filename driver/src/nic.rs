@@ -466,6 +466,23 @@ pub struct EntryCounters {
 /// Counters of one place as the device gave them; `None`: no entry is installed there.
 pub type Snapshot = (EntryId, Option<EntryCounters>);
 
+/// What a port counted since the last reset. Bytes are L2, without FCS.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Frames taken from the wire.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Frames sent, by tables and slow path.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Of the frames taken, those that a slow queue got.
+    pub rx_slow: u64,
+    /// Outputs to a port that is disabled.
+    pub tx_dropped: u64,
+}
+
 /// How the device answered an [`Update`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -641,6 +658,28 @@ pub trait Nic: Send {
     fn reset(&mut self) -> Result<(), NicError>;
     /// Link state of a port.
     fn link(&self, port: NicPort) -> bool;
+    /// Lets a port take and send packets, or not: then outputs to it are dropped, and counted. Every port does at first. It holds
+    /// over resets.
+    ///
+    /// # Errors
+    /// [`NicError::Invalid`] for a port that there is not, and from a NIC that has no such thing.
+    fn set_port_enabled(&mut self, _port: NicPort, _enabled: bool) -> Result<(), NicError> {
+        Err(NicError::Invalid("enabling and disabling ports".into()))
+    }
+    /// What a port counted since the last reset: a handful of slow reads of the device.
+    ///
+    /// # Errors
+    /// As [`Nic::set_port_enabled`].
+    fn port_counters(&self, _port: NicPort) -> Result<PortCounters, NicError> {
+        Err(NicError::Invalid("counters of ports".into()))
+    }
+    /// A port's Ethernet address.
+    ///
+    /// # Errors
+    /// As [`Nic::set_port_enabled`].
+    fn port_address(&self, _port: NicPort) -> Result<[u8; 6], NicError> {
+        Err(NicError::Invalid("addresses of ports".into()))
+    }
     /// Readable once the device has something for `poll` or `rx`; whoever waits for it reads it to clear it. `None`: the
     /// device has to be polled.
     fn interrupt(&self) -> Option<BorrowedFd<'_>> {

@@ -132,6 +132,7 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         health: Health::default(),
         stats: Fl1Stats::default(),
         link: vec![false; id.ports as usize],
+        disabled: vec![false; id.ports as usize],
         next_generation: 1,
         command: Box::new([0; COMMAND_MAX]),
         frame: vec![0; id.max_frame as usize],
@@ -198,7 +199,7 @@ impl Fl1 {
         for (q, rx) in self.rx.iter_mut().enumerate() {
             rx.post(&self.regs, q as u32)?;
         }
-        for port in 1..=self.id.ports {
+        for (port, _) in (1..).zip(&self.disabled).filter(|(_, disabled)| !**disabled) {
             self.regs.set(regs::PORT_CTRL.of(port), regs::ENABLE)?;
         }
         self.read_links()?;

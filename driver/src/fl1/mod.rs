@@ -27,6 +27,7 @@ mod slow;
 mod turn;
 mod wire;
 
+pub use crate::nic::PortCounters;
 pub use crate::platform::{Machine, Platform};
 
 use crate::dma::{Arena, FilledRing, Offset};
@@ -91,23 +92,6 @@ impl Default for Fl1Config {
             order: false,
         }
     }
-}
-
-/// What a port counted since the last reset. Bytes are L2, without FCS.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PortCounters {
-    /// Frames taken from the wire.
-    pub rx_packets: u64,
-    /// Their bytes.
-    pub rx_bytes: u64,
-    /// Frames sent, by tables and slow path.
-    pub tx_packets: u64,
-    /// Their bytes.
-    pub tx_bytes: u64,
-    /// Of the frames taken, those that a slow queue got.
-    pub rx_slow: u64,
-    /// Outputs to a port that is disabled.
-    pub tx_dropped: u64,
 }
 
 /// What the driver counted. All of it is zero, but for the first three, with a device that works.
@@ -237,6 +221,8 @@ pub struct Fl1 {
     health: Health,
     stats: Fl1Stats,
     link: Vec<bool>,
+    /// Ports that are to take and send nothing.
+    disabled: Vec<bool>,
     next_generation: u32,
     command: Box<[u8; COMMAND_MAX]>,
     frame: Vec<u8>,
@@ -602,6 +588,24 @@ impl Nic for Fl1 {
 
     fn link(&self, port: NicPort) -> bool {
         usize::from(port.0).checked_sub(1).and_then(|p| self.link.get(p)).copied().unwrap_or(false)
+    }
+
+    fn set_port_enabled(&mut self, port: NicPort, enabled: bool) -> Result<(), NicError> {
+        let n = self.port_number(port)?;
+        if let Some(disabled) = self.disabled.get_mut(n as usize - 1) {
+            *disabled = !enabled;
+        }
+        self.usable()?;
+        let told = self.regs.set(regs::PORT_CTRL.of(n), if enabled { regs::ENABLE } else { 0 });
+        self.note(told)
+    }
+
+    fn port_counters(&self, port: NicPort) -> Result<PortCounters, NicError> {
+        Fl1::port_counters(self, port)
+    }
+
+    fn port_address(&self, port: NicPort) -> Result<[u8; 6], NicError> {
+        Fl1::port_address(self, port)
     }
 
     fn interrupt(&self) -> Option<BorrowedFd<'_>> {

@@ -168,3 +168,32 @@ fn a_reset_keeps_counters_and_every_packet() {
     assert_eq!(b.sent(2).len(), 2);
     b.finish();
 }
+
+#[test]
+fn a_disabled_port_takes_and_sends_nothing_and_stays_so_over_a_reset() {
+    let mut b = Bench::new(Profile::standard());
+    let vf = b.nic.caps().ports.iter().find(|p| p.virtual_function).unwrap().port;
+    b.nic.set_port_enabled(vf, false).unwrap();
+    let entry = |b: &Bench| b.entry(TableId(0), &to_host(2), &[NicAction::Output(vf)]);
+    for round in 0..2 {
+        let e = entry(&b);
+        assert_eq!(b.insert(at(0, 1), e), UpdateStatus::Ok);
+        b.inject(1, &tcp(1, 2, 80));
+        assert_eq!(b.sent(vf.0).len(), 0, "round {round}");
+        assert_eq!(b.nic.port_counters(vf).unwrap().tx_dropped, 1);
+        b.inject(vf.0, &tcp(3, 4, 80));
+        assert_eq!(b.receive().len(), 0, "round {round}");
+        if round == 0 {
+            b.nic.reset().unwrap();
+        }
+    }
+    b.nic.set_port_enabled(vf, true).unwrap();
+    b.inject(1, &tcp(1, 2, 80));
+    assert_eq!(b.sent(vf.0).len(), 1);
+    // What waited on its wire comes now.
+    assert_eq!(b.receive().len(), 2);
+    let counted = b.nic.port_counters(vf).unwrap();
+    assert_eq!((counted.tx_packets, counted.rx_packets, counted.rx_slow), (1, 2, 2));
+    assert!(matches!(b.nic.set_port_enabled(NicPort(99), true), Err(NicError::Invalid(_))));
+    b.finish();
+}

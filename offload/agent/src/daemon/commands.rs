@@ -51,7 +51,8 @@ struct NicStatus {
     device: String,
     model: String,
     state: &'static str,
-    datapath: Option<String>,
+    /// Datapaths that have ports of it.
+    datapaths: Vec<String>,
     tables: Vec<TableStatus>,
     slow_rx: u64,
     slow_tx: u64,
@@ -274,7 +275,7 @@ fn nic_status(forwarder: &Forwarder, names: &BTreeMap<i32, String>) -> Option<Ni
             NicState::Failed => "failed",
             NicState::Gone => "gone",
         },
-        datapath: nic.datapath().and_then(|dp| names.get(&dp.0).cloned()),
+        datapaths: nic.datapaths().filter_map(|dp| names.get(&dp.0).cloned()).collect(),
         tables: caps
             .tables
             .iter()
@@ -373,7 +374,10 @@ impl Status {
         match nic {
             None => text.push_str("no NIC\n"),
             Some(nic) => {
-                let of = nic.datapath.as_ref().map_or(String::new(), |dp| format!(", of datapath {dp}"));
+                let of = match nic.datapaths.as_slice() {
+                    [] => String::new(),
+                    names => format!(", of {}", names.join(", ")),
+                };
                 let _ = writeln!(text, "NIC {} {}: {}{of}", nic.device, nic.model, nic.state);
                 for table in &nic.tables {
                     let _ =

@@ -58,6 +58,21 @@ pub(super) fn set_persistent(file: &File, persistent: bool) -> io::Result<()> {
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(persistent)) })
 }
 
+/// Whether the device has a carrier.
+pub(super) fn set_carrier(file: &File, carrier: bool) -> io::Result<()> {
+    let carrier = libc::c_int::from(carrier);
+    // SAFETY: TUNSETCARRIER reads an int, which lives until the call returns.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETCARRIER, &raw const carrier) })
+}
+
+/// Whether the file still has its device, in whatever namespace that is now.
+pub(super) fn is_attached(file: &File) -> bool {
+    // SAFETY: all zeros are a valid `ifreq`, which is integers and bytes.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes an `ifreq`, which lives until the call returns.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) }).is_ok()
+}
+
 /// A device's name as the kernel takes it: 1 to 15 bytes, NUL-terminated.
 fn interface_name(name: &str) -> Result<[libc::c_char; libc::IFNAMSIZ], PortError> {
     let mut out = [0; libc::IFNAMSIZ];

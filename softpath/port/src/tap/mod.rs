@@ -133,6 +133,19 @@ impl InternalPort {
         self.sender.shared.mtu.store(mtu, Relaxed);
     }
 
+    /// Gives the device a carrier, or takes it away; it has one at first.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_carrier(&self, carrier: bool) -> Result<(), PortError> {
+        Ok(device::set_carrier(&self.sender.shared.file, carrier)?)
+    }
+
+    /// True as long as the device is not deleted. It may have been moved to another namespace, which the port does not mind.
+    pub fn is_attached(&self) -> bool {
+        device::is_attached(&self.sender.shared.file)
+    }
+
     /// Deletes the device, persistent or not, when the port and its senders are dropped.
     ///
     /// # Errors

@@ -6,16 +6,21 @@
 
 mod nic;
 mod port;
+mod representor;
 mod route;
+mod share;
+#[cfg(test)]
+mod tests;
 mod upcall;
 
 pub use nic::{InNic, NicSide, SlowCounters};
 pub use port::DevicePort;
+pub use representor::Representor;
 pub use route::{Exits, Outlet, RouteCounters};
 pub use upcall::{Targets, Upcalls};
 
 use super::mailbox::Inbox;
-use flowlift_driver::nic::NicPort;
+use flowlift_driver::nic::{NicPort, PortCounters};
 use flowlift_flow::{Metadata, PortNo};
 use flowlift_ovs::backend::DpIndex;
 use flowlift_port::{Burst, LinkState, PortError, PortStats};
@@ -40,6 +45,8 @@ const REST_MS: u8 = 200;
 /// Descriptors' names that are no port's.
 const INBOX: u64 = u64::MAX;
 const INTERRUPT: u64 = u64::MAX - 1;
+/// Added to the NIC's number of a port: the descriptor of its representor.
+const REPRESENTORS: u64 = 1 << 32;
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn now_ns() -> u64 {
@@ -152,6 +159,7 @@ impl Forwarder {
                 match event.data() {
                     INBOX => {}
                     INTERRUPT => self.clear_interrupt(),
+                    n if n >= REPRESENTORS => worked |= self.receive_from_host(n - REPRESENTORS),
                     n => worked |= self.receive(usize::try_from(n).unwrap_or(usize::MAX)),
                 }
             }
@@ -181,8 +189,7 @@ impl Forwarder {
             self.remove_port(dp, port);
         }
         if let Some(nic) = &mut self.nic {
-            let ports: Vec<PortNo> = nic.ports().iter().map(|(port, _)| port).collect();
-            ports.into_iter().for_each(|port| nic.detach(dp, port));
+            nic.detach_all(&mut self.lanes, dp, now_ns());
         }
         self.lanes.remove(&dp);
         self.exits.upcalls.set_targets(dp, None);
@@ -206,19 +213,55 @@ impl Forwarder {
         Ok(())
     }
 
-    /// Gives a port of the NIC to a datapath, and offers its flows, which `flows` lists, if it has just got the NIC. False if
-    /// another datapath has the NIC.
+    /// Gives a port of the NIC to a datapath, and offers its flows, which `flows` lists, if it is its first one. False if the
+    /// port is another datapath's.
     pub fn add_nic_port(&mut self, dp: DpIndex, port: PortNo, nic_port: NicPort, flows: &[FlowId]) -> bool {
-        let (Some(nic), Some(lane)) = (&mut self.nic, self.lanes.get_mut(&dp)) else { return false };
-        let first = nic.datapath().is_none();
-        if !nic.attach(dp, port, nic_port) {
+        let Self { nic: Some(nic), lanes, .. } = self else { return false };
+        let first = !nic.serves(dp);
+        if !lanes.contains_key(&dp) || !nic.attach(lanes, dp, port, nic_port) {
             return false;
         }
-        lane.outlets.set(port, Some(Outlet::Nic(nic_port)));
+        if let Some(lane) = lanes.get_mut(&dp) {
+            lane.outlets.set(port, Some(Outlet::Nic(nic_port)));
+        }
         if first {
-            flows.iter().for_each(|id| nic.put(&mut lane.worker, *id));
+            flows.iter().for_each(|id| nic.put(lanes, dp, *id));
         }
         true
+    }
+
+    /// Gives a port of the NIC its representor.
+    ///
+    /// # Errors
+    /// The system does not watch the device.
+    pub fn add_representor(&mut self, representor: Representor) -> nix::Result<()> {
+        let Some(nic) = &mut self.nic else { return Ok(()) };
+        let name = REPRESENTORS + u64::from(representor.port().0);
+        self.epoll.add(representor.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, name))?;
+        nic.add_representor(representor);
+        Ok(())
+    }
+
+    /// Lets a port of the NIC take and send packets, or not.
+    pub fn set_nic_port_enabled(&mut self, port: NicPort, enabled: bool) {
+        if let Some(nic) = &mut self.nic {
+            nic.set_port_enabled(port, enabled);
+        }
+    }
+
+    /// Queues what the host sent by a representor for the port that it stands for. True if there was something.
+    fn receive_from_host(&mut self, n: u64) -> bool {
+        let Self { nic: Some(nic), exits, burst, epoll, .. } = self else { return false };
+        let port = NicPort(u16::try_from(n).unwrap_or(0));
+        let Some(representor) = nic.representor(port) else { return false };
+        let taken = representor.receive(burst, &mut |port, packet| exits.queue_for_nic(port, packet));
+        if taken.is_none() {
+            // Whoever watches the host's devices makes another one.
+            if let Some(gone) = nic.remove_representor(port) {
+                let _ = epoll.delete(gone.as_fd());
+            }
+        }
+        taken.is_some_and(|count| count > 0)
     }
 
     /// Takes a port away; what was queued for it is lost.
@@ -227,7 +270,7 @@ impl Forwarder {
             lane.outlets.set(port, None);
         }
         if let Some(nic) = &mut self.nic {
-            nic.detach(dp, port);
+            nic.detach(&mut self.lanes, dp, port, now_ns());
         }
         let is_it = |inlet: &Option<Inlet>| inlet.as_ref().is_some_and(|i| (i.dp, i.port) == (dp, port));
         let inlet = self.inlets.iter().position(is_it).and_then(|n| self.inlets.get_mut(n)?.take())?;
@@ -265,40 +308,41 @@ impl Forwarder {
         self.nic.as_ref()
     }
 
-    /// Offers a new or changed flow to the NIC, if its datapath has it.
+    /// What a port of the NIC counted.
+    pub fn nic_port_counters(&self, port: NicPort) -> Option<PortCounters> {
+        self.nic.as_ref()?.port_counters(port)
+    }
+
+    /// Offers a new or changed flow to the NIC, if its datapath has a port of it.
     pub fn flow_put(&mut self, dp: DpIndex, id: FlowId) {
-        if let (Some(nic), Some(lane)) = (&mut self.nic, self.lanes.get_mut(&dp))
-            && nic.datapath() == Some(dp)
-        {
-            nic.put(&mut lane.worker, id);
+        if let Some(nic) = self.nic.as_mut().filter(|nic| nic.serves(dp)) {
+            nic.put(&mut self.lanes, dp, id);
         }
     }
 
     /// Takes flows out of the NIC, and gives what it counted for each.
     pub fn flow_remove(&mut self, dp: DpIndex, ids: &[FlowId]) -> Vec<flowlift_offload::planner::Counters> {
-        match (&mut self.nic, self.lanes.get_mut(&dp)) {
-            (Some(nic), Some(lane)) if nic.datapath() == Some(dp) => {
-                nic.remove(&mut lane.worker, ids, now_ns())
-            }
-            _ => vec![Default::default(); ids.len()],
+        match self.nic.as_mut().filter(|nic| nic.serves(dp)) {
+            Some(nic) => nic.remove(&mut self.lanes, dp, ids, now_ns()),
+            None => vec![Default::default(); ids.len()],
         }
     }
 
     /// Takes all flows of a datapath out of the NIC.
     pub fn flow_flush(&mut self, dp: DpIndex) {
-        if let Some(nic) = self.nic.as_mut().filter(|nic| nic.datapath() == Some(dp)) {
-            nic.forget_all();
+        if let Some(nic) = &mut self.nic {
+            nic.forget_all(dp);
         }
     }
 
     /// Where flows are, and what hardware counted.
     pub fn look(&mut self, dp: DpIndex, ids: &[FlowId]) -> Vec<Option<InNic>> {
-        match &mut self.nic {
-            Some(nic) if nic.datapath() == Some(dp) => {
+        match self.nic.as_mut().filter(|nic| nic.serves(dp)) {
+            Some(nic) => {
                 let now = now_ns();
-                ids.iter().map(|id| nic.look(*id, now)).collect()
+                ids.iter().map(|id| nic.look(dp, *id, now)).collect()
             }
-            _ => vec![None; ids.len()],
+            None => vec![None; ids.len()],
         }
     }
 
@@ -352,14 +396,7 @@ impl Forwarder {
 
     fn nic_turn(&mut self) -> bool {
         let Self { nic: Some(nic), lanes, exits, .. } = self else { return false };
-        let Some(dp) = nic.datapath() else { return false };
-        let Some(lane) = lanes.get_mut(&dp) else { return false };
-        let now = now_ns();
-        let Lane { worker, batch, outlets, .. } = lane;
-        nic.turn(worker, batch, exits, now, |worker, batch, exits| {
-            worker.process(batch, now / 1_000_000, &mut Route { dp, outlets, exits });
-            outlets.flush();
-        })
+        nic.turn(lanes, exits, now_ns())
     }
 
     fn clear_interrupt(&self) {

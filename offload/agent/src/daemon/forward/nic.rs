@@ -1,15 +1,17 @@
 //! The NIC: its slow path, and the planner that fills its tables.
 //!
-//! One datapath has the NIC: the first one that gets a port of it, for as long as it has one. Its flows are offered to the
-//! planner, which names them by numbers of its own, since a number is in use until the NIC has let go of the flow.
+//! Flows of each datapath that has a port of the NIC are offered to the planner, which names them by numbers of its own, since a
+//! number is in use until the NIC has let go of the flow. How datapaths share the NIC is [`Share`]'s matter.
 
+use super::Lane;
+use super::representor::Representor;
 use super::route::Exits;
-use flowlift_driver::nic::{Nic, NicPort, NicState};
+use super::share::Share;
+use flowlift_driver::nic::{Nic, NicPort, NicState, PortCounters};
 use flowlift_flow::{Flow, Metadata, PortNo};
 use flowlift_offload::planner::{self, Counters, FlowSource, Planner, Reason, State};
-use flowlift_offload::ports::PortMap;
 use flowlift_ovs::backend::DpIndex;
-use flowlift_softpath::{Batch, FlowId, Worker};
+use flowlift_softpath::FlowId;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,6 +20,9 @@ use std::time::{Duration, Instant};
 const SLOW_BURST: usize = flowlift_softpath::BATCH;
 /// How long a delete waits for the NIC, so that its last packets are counted. A NIC that works takes microseconds.
 const DELETE_WAIT: Duration = Duration::from_millis(2);
+
+/// The datapaths' packets and flows.
+type Lanes = BTreeMap<DpIndex, Lane>;
 
 /// What the NIC says of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +53,8 @@ pub struct SlowCounters {
 /// A flow that the planner knows.
 #[derive(Debug, Clone, Copy)]
 struct Planned {
+    /// Its datapath.
+    dp: DpIndex,
     /// The softpath's name of it; `None` while it is being removed.
     flow: Option<FlowId>,
     used_ms: u64,
@@ -57,12 +64,12 @@ struct Planned {
 pub struct NicSide {
     nic: Box<dyn Nic>,
     planner: Planner,
-    dp: Option<DpIndex>,
-    ports: PortMap,
+    share: Share,
+    representors: BTreeMap<NicPort, Representor>,
     /// By the planner's number.
     planned: Vec<Option<Planned>>,
     /// The planner's numbers by the softpath's slots.
-    by_slot: BTreeMap<u32, planner::FlowId>,
+    by_slot: BTreeMap<(DpIndex, u32), planner::FlowId>,
     free: Vec<u32>,
     /// Host time minus device time in nanoseconds: the least difference seen between a counter's time and its reading.
     device_offset_ns: u64,
@@ -72,36 +79,41 @@ pub struct NicSide {
 
 /// The softpath's flows, as the planner reads them.
 struct Source<'a> {
-    worker: RefCell<&'a mut Worker>,
+    lanes: RefCell<&'a mut Lanes>,
     planned: &'a [Option<Planned>],
+    share: &'a Share,
 }
 
 impl Source<'_> {
-    fn id(&self, id: planner::FlowId) -> Option<FlowId> {
-        self.planned.get(id.0 as usize).copied().flatten()?.flow
+    fn id(&self, id: planner::FlowId) -> Option<(DpIndex, FlowId)> {
+        let planned = self.planned.get(id.0 as usize).copied().flatten()?;
+        Some((planned.dp, planned.flow?))
     }
 }
 
 impl FlowSource for Source<'_> {
     fn flow(&self, id: planner::FlowId) -> Option<Flow> {
-        self.worker.borrow_mut().flow(self.id(id)?)
+        let (dp, id) = self.id(id)?;
+        let flow = self.lanes.borrow_mut().get_mut(&dp)?.worker.flow(id)?;
+        Some(self.share.planned(dp, flow))
     }
 
     fn packets(&self, id: planner::FlowId) -> u64 {
-        self.id(id).map_or(0, |id| self.worker.borrow_mut().packets(id))
+        let packets = |(dp, id)| Some(self.lanes.borrow_mut().get_mut(&dp)?.worker.packets(id));
+        self.id(id).and_then(packets).unwrap_or(0)
     }
 }
 
 impl NicSide {
     /// A NIC that was just opened: its tables are empty.
     pub fn new(nic: Box<dyn Nic>) -> Self {
-        let ports = PortMap::new();
+        let share = Share::default();
         let state = nic.state();
         Self {
-            planner: Planner::new(nic.caps(), &ports),
+            planner: Planner::new(nic.caps(), share.ports()),
             nic,
-            dp: None,
-            ports,
+            share,
+            representors: BTreeMap::new(),
             planned: Vec::new(),
             by_slot: BTreeMap::new(),
             free: Vec::new(),
@@ -121,14 +133,14 @@ impl NicSide {
         &self.planner
     }
 
-    /// The datapath that has the NIC.
-    pub fn datapath(&self) -> Option<DpIndex> {
-        self.dp
+    /// The datapaths that have ports of it.
+    pub fn datapaths(&self) -> impl Iterator<Item = DpIndex> + '_ {
+        self.share.datapaths()
     }
 
-    /// Which ports are the NIC's.
-    pub fn ports(&self) -> &PortMap {
-        &self.ports
+    /// True if a datapath has a port of it.
+    pub fn serves(&self, dp: DpIndex) -> bool {
+        self.share.has(dp)
     }
 
     /// What was counted.
@@ -136,51 +148,111 @@ impl NicSide {
         self.counters
     }
 
-    /// Gives a port of the NIC to a datapath. False if another datapath has the NIC.
-    pub fn attach(&mut self, dp: DpIndex, port: PortNo, nic: NicPort) -> bool {
-        if self.dp.is_some_and(|own| own != dp) {
-            return false;
-        }
-        self.dp = Some(dp);
-        self.ports.insert(port, nic);
-        self.planner.set_ports(&self.ports);
-        true
+    /// What a port counted, if it says.
+    pub fn port_counters(&self, port: NicPort) -> Option<PortCounters> {
+        self.nic.port_counters(port).ok()
     }
 
-    /// Takes a port from its datapath.
-    pub fn detach(&mut self, dp: DpIndex, port: PortNo) {
-        if self.dp != Some(dp) || self.ports.nic(port).is_none() {
+    /// Lets a port take and send packets, or not.
+    pub fn set_port_enabled(&mut self, port: NicPort, enabled: bool) {
+        let set = self.nic.set_port_enabled(port, enabled);
+        self.succeeded(set, "enabling a port");
+    }
+
+    /// Gives a port its representor.
+    pub fn add_representor(&mut self, representor: Representor) {
+        self.representors.insert(representor.port(), representor);
+    }
+
+    /// A port's representor.
+    pub fn representor(&mut self, port: NicPort) -> Option<&mut Representor> {
+        self.representors.get_mut(&port)
+    }
+
+    /// Takes a port's representor away.
+    pub fn remove_representor(&mut self, port: NicPort) -> Option<Representor> {
+        self.representors.remove(&port)
+    }
+
+    /// Gives a port of the NIC to a datapath. False if another one has it.
+    pub(super) fn attach(&mut self, lanes: &mut Lanes, dp: DpIndex, port: PortNo, nic: NicPort) -> bool {
+        let attached = self.share.attach(dp, port, nic);
+        if attached {
+            self.plan_anew(lanes);
+        }
+        attached
+    }
+
+    /// Takes a port from its datapath, and the flows that concern it out of the NIC: it is given a moment to let go of them, so
+    /// that the next owner of the port does not meet them.
+    pub(super) fn detach(&mut self, lanes: &mut Lanes, dp: DpIndex, port: PortNo, now_ns: u64) {
+        if !self.share.detach(dp, port) {
             return;
         }
-        self.ports.remove(port);
-        self.planner.set_ports(&self.ports);
-        if self.ports.iter().next().is_none() {
-            self.forget_all();
-            self.dp = None;
+        if !self.share.has(dp) {
+            self.forget_all(dp);
+        }
+        self.plan_anew(lanes);
+        self.pump_until(lanes, now_ns, |nic| {
+            nic.take_removed();
+            nic.planner.is_idle()
+        });
+    }
+
+    /// Takes all ports from a datapath.
+    pub(super) fn detach_all(&mut self, lanes: &mut Lanes, dp: DpIndex, now_ns: u64) {
+        self.share.ports_of(dp).into_iter().for_each(|port| self.detach(lanes, dp, port, now_ns));
+    }
+
+    /// Plans every flow for the ports as they are now.
+    fn plan_anew(&mut self, lanes: &mut Lanes) {
+        self.planner.set_ports(self.share.ports());
+        let source = Source { lanes: RefCell::new(lanes), planned: &self.planned, share: &self.share };
+        for number in self.by_slot.values() {
+            if let Some(flow) = source.flow(*number) {
+                self.planner.put(*number, &flow);
+            }
+        }
+    }
+
+    /// Lets the planner work until `done`, but no longer than a delete may take, and not with a NIC that does not work.
+    fn pump_until(&mut self, lanes: &mut Lanes, now_ns: u64, mut done: impl FnMut(&mut Self) -> bool) {
+        let start = Instant::now();
+        loop {
+            self.pump(lanes, now_ns);
+            if done(self) || self.nic.state() != NicState::Ready || start.elapsed() >= DELETE_WAIT {
+                return;
+            }
+            std::hint::spin_loop();
         }
     }
 
     /// Takes note of a new or changed flow.
-    pub fn put(&mut self, worker: &mut Worker, id: FlowId) {
-        let Some(flow) = worker.flow(id) else { return };
-        let known = self.by_slot.get(&id.slot).copied().filter(|known| self.softpath_id(*known) == Some(id));
-        let number = known.unwrap_or_else(|| {
+    pub(super) fn put(&mut self, lanes: &mut Lanes, dp: DpIndex, id: FlowId) {
+        let Some(flow) = lanes.get_mut(&dp).and_then(|lane| lane.worker.flow(id)) else { return };
+        let number = self.number(dp, id).unwrap_or_else(|| {
             // The slot was another flow's, whose removal was said before.
-            self.forget(id.slot);
+            self.forget(dp, id.slot);
             let number = self.free.pop().unwrap_or_else(|| {
                 self.planned.push(None);
                 u32::try_from(self.planned.len() - 1).unwrap_or(u32::MAX)
             });
-            self.planned[number as usize] = Some(Planned { flow: Some(id), used_ms: 0 });
-            self.by_slot.insert(id.slot, planner::FlowId(number));
+            self.planned[number as usize] = Some(Planned { dp, flow: Some(id), used_ms: 0 });
+            self.by_slot.insert((dp, id.slot), planner::FlowId(number));
             planner::FlowId(number)
         });
-        self.planner.put(number, &flow);
+        self.planner.put(number, &self.share.planned(dp, flow));
     }
 
     /// Takes note that flows are no more, and gives their last counters: the NIC is given a moment to let go of them.
-    pub fn remove(&mut self, worker: &mut Worker, ids: &[FlowId], now_ns: u64) -> Vec<Counters> {
-        let numbers: Vec<Option<planner::FlowId>> = ids.iter().map(|id| self.number(*id)).collect();
+    pub(super) fn remove(
+        &mut self,
+        lanes: &mut Lanes,
+        dp: DpIndex,
+        ids: &[FlowId],
+        now_ns: u64,
+    ) -> Vec<Counters> {
+        let numbers: Vec<Option<planner::FlowId>> = ids.iter().map(|id| self.number(dp, *id)).collect();
         let mut last: BTreeMap<planner::FlowId, Counters> = BTreeMap::new();
         let mut waiting = 0;
         for number in numbers.iter().flatten() {
@@ -189,34 +261,30 @@ impl NicSide {
             waiting += usize::from(in_nic);
         }
         for id in ids {
-            self.forget(id.slot);
+            self.forget(dp, id.slot);
         }
-        let start = Instant::now();
-        loop {
-            self.pump(worker, now_ns);
-            for (number, counters) in self.take_removed() {
+        self.pump_until(lanes, now_ns, |nic| {
+            for (number, counters) in nic.take_removed() {
                 if let Some(entry) = last.get_mut(&number) {
                     *entry = counters;
                     waiting = waiting.saturating_sub(1);
                 }
             }
-            if waiting == 0 || self.nic.state() != NicState::Ready || start.elapsed() >= DELETE_WAIT {
-                break;
-            }
-            std::hint::spin_loop();
-        }
+            waiting == 0
+        });
         numbers.into_iter().map(|n| n.and_then(|n| last.get(&n).copied()).unwrap_or_default()).collect()
     }
 
-    /// Takes note that all flows are no more.
-    pub fn forget_all(&mut self) {
-        let slots: Vec<u32> = self.by_slot.keys().copied().collect();
-        slots.into_iter().for_each(|slot| self.forget(slot));
+    /// Takes note that all flows of a datapath are no more.
+    pub(super) fn forget_all(&mut self, dp: DpIndex) {
+        let slots: Vec<u32> =
+            self.by_slot.range((dp, 0)..=(dp, u32::MAX)).map(|((_, slot), _)| *slot).collect();
+        slots.into_iter().for_each(|slot| self.forget(dp, slot));
     }
 
     /// Where a flow is and what hardware counted for it; `None` for a flow that was not offered to the NIC.
-    pub fn look(&mut self, id: FlowId, now_ns: u64) -> Option<InNic> {
-        let number = self.number(id)?;
+    pub(super) fn look(&mut self, dp: DpIndex, id: FlowId, now_ns: u64) -> Option<InNic> {
+        let number = self.number(dp, id)?;
         let (state, reason) = self.planner.state(number)?;
         let counters = self.planner.counters(number, &*self.nic);
         let used_ms = (counters.used_ns != 0).then(|| {
@@ -225,35 +293,36 @@ impl NicSide {
         });
         let planned = self.planned.get_mut(number.0 as usize)?.as_mut()?;
         planned.used_ms = planned.used_ms.max(used_ms.unwrap_or(0));
+        let reason = reason.map(|reason| self.share.own(reason));
         Some(InNic { state, reason, counters, used_ms: used_ms.map(|_| planned.used_ms) })
     }
 
     /// A turn of slow path and planner. True if something moved.
-    pub fn turn(
-        &mut self,
-        worker: &mut Worker,
-        batch: &mut Batch,
-        exits: &mut Exits,
-        now_ns: u64,
-        mut process: impl FnMut(&mut Worker, &mut Batch, &mut Exits),
-    ) -> bool {
-        let (ports, counters) = (&self.ports, &mut self.counters);
-        let received = self.nic.rx(SLOW_BURST, &mut |packet, frame| match ports.dp(packet.port) {
-            Some(port) => {
-                counters.rx += 1;
-                batch.push(
+    pub(super) fn turn(&mut self, lanes: &mut Lanes, exits: &mut Exits, now_ns: u64) -> bool {
+        let (share, counters, representors) = (&self.share, &mut self.counters, &mut self.representors);
+        let received = self.nic.rx(SLOW_BURST, &mut |packet, frame| {
+            let representor = representors.get_mut(&packet.port);
+            let lane = share.owner(packet.port).and_then(|(dp, port)| Some((port, lanes.get_mut(&dp)?)));
+            match &lane {
+                None if representor.is_none() => counters.no_port += 1,
+                _ => counters.rx += 1,
+            }
+            if let Some(representor) = representor {
+                representor.show(frame);
+            }
+            if let Some((port, lane)) = lane {
+                lane.batch.push(
                     frame,
                     Metadata { in_port: port.0, recirc_id: packet.metadata, ..Metadata::default() },
                 );
             }
-            None => counters.no_port += 1,
         });
         let mut moved = self.succeeded(received, "slow queues").is_some_and(|n| n > 0);
-        if !batch.is_empty() {
-            process(worker, batch, exits);
-            batch.clear();
+        for (dp, lane) in lanes.iter_mut().filter(|(_, lane)| !lane.batch.is_empty()) {
+            lane.process(*dp, exits, now_ns / 1_000_000);
+            lane.outlets.flush();
         }
-        self.pump(worker, now_ns);
+        self.pump(lanes, now_ns);
         self.take_removed();
         for packet in self.nic.take_unsent().into_iter().rev() {
             exits.nic.push_front(packet);
@@ -262,6 +331,9 @@ impl NicSide {
         if exits.nic.is_empty() {
             let done = self.nic.slow_done();
             self.succeeded(done, "slow_done");
+        }
+        for (port, representor) in &mut self.representors {
+            representor.set_carrier(self.nic.link(*port));
         }
         self.tell_state();
         moved
@@ -272,8 +344,8 @@ impl NicSide {
         !self.planner.is_idle() || self.nic.tx_pending() > 0
     }
 
-    fn pump(&mut self, worker: &mut Worker, now_ns: u64) {
-        let source = Source { worker: RefCell::new(worker), planned: &self.planned };
+    fn pump(&mut self, lanes: &mut Lanes, now_ns: u64) {
+        let source = Source { lanes: RefCell::new(lanes), planned: &self.planned, share: &self.share };
         self.planner.pump(&mut *self.nic, &source, now_ns);
     }
 
@@ -313,12 +385,12 @@ impl NicSide {
         self.planned.get(number.0 as usize).copied().flatten()?.flow
     }
 
-    fn number(&self, id: FlowId) -> Option<planner::FlowId> {
-        self.by_slot.get(&id.slot).copied().filter(|number| self.softpath_id(*number) == Some(id))
+    fn number(&self, dp: DpIndex, id: FlowId) -> Option<planner::FlowId> {
+        self.by_slot.get(&(dp, id.slot)).copied().filter(|number| self.softpath_id(*number) == Some(id))
     }
 
-    fn forget(&mut self, slot: u32) {
-        let Some(number) = self.by_slot.remove(&slot) else { return };
+    fn forget(&mut self, dp: DpIndex, slot: u32) {
+        let Some(number) = self.by_slot.remove(&(dp, slot)) else { return };
         if let Some(Some(planned)) = self.planned.get_mut(number.0 as usize) {
             planned.flow = None;
         }

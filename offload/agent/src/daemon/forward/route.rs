@@ -104,7 +104,7 @@ impl Exits {
     }
 
     /// Queues a packet for a port of the NIC.
-    fn queue_for_nic(&mut self, port: NicPort, packet: &[u8]) {
+    pub(super) fn queue_for_nic(&mut self, port: NicPort, packet: &[u8]) {
         if self.nic.len() >= NIC_BACKLOG {
             self.counters.nic_full += 1;
             return;
