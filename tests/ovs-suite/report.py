@@ -1,16 +1,25 @@
 #!/usr/bin/env python3
-"""report.py FOLDER KNOWN MODE...: the results of tests/ovs-suite/run, by group, and where they differ.
+"""report.py FOLDER KNOWN MODE...: the results of tests/ovs-suite/run, by group, and what has to be explained.
 
-KNOWN lists tests that pass on Open vSwitch's user-space datapath and not here, each with its cause:
-lines `mode<TAB>name<TAB>cause`, `*` for every mode. A failure that is not listed is an error; so is a listed test that passes.
+Explained must be each test that fails with flowlift, and each that is skipped with flowlift and passes on Open vSwitch's
+user-space datapath. KNOWN does so: lines of four fields separated by tabs,
+
+    MODES   NAME   LACKS   CAUSE
+
+MODES are separated by commas, `*` is every one; NAME is the test's, with shell wildcards; with a type of device in LACKS the
+line holds only on a kernel without that type, `-` is any kernel. A test that is not explained is an error; so is one that passes
+although a line explains it. A line whose NAME has a wildcard explains only the tests that do not pass.
 """
 import collections
+import fnmatch
 import pathlib
 import re
 import sys
 
 PASSED = {"ok"}
 SKIPPED = {"skipped", "expected failure"}
+Test = collections.namedtuple("Test", "group verdict detail table_packets slow_packets")
+Known = collections.namedtuple("Known", "modes name lacks cause")
 
 
 def groups_of(script):
@@ -28,53 +37,90 @@ def read(folder, mode):
     suite = "system-userspace-testsuite" if mode == "userspace" else "system-kmod-testsuite"
     groups, tests = groups_of(folder / "src" / "tests" / suite), {}
     for line in (folder / f"{mode}.tsv").read_text().splitlines():
-        number, name, verdict, detail = line.split("\t")
-        tests[name] = (groups.get(number, "other"), verdict, detail)
+        number, name, verdict, detail, table_packets, slow_packets = line.split("\t")
+        tests[name] = Test(groups.get(number, "other"), verdict, detail, int(table_packets), int(slow_packets))
     return tests
+
+
+def read_known(path):
+    known = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            fields = line.split("\t")
+            if len(fields) != 4:
+                sys.exit(f"{path}:{number}: not MODES, NAME, LACKS, CAUSE separated by tabs")
+            known.append(Known(fields[0].split(","), *fields[1:]))
+    return known
 
 
 def kind(verdict):
     return "passed" if verdict in PASSED else "skipped" if verdict in SKIPPED else "failed"
 
 
-def main():
-    folder, known_path, modes = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3:]
-    results = {mode: read(folder, mode) for mode in modes}
+def table(results):
     groups = collections.defaultdict(lambda: collections.defaultdict(collections.Counter))
     for mode, tests in results.items():
-        for group, verdict, _ in tests.values():
-            groups[group][mode][kind(verdict)] += 1
-            groups["all"][mode][kind(verdict)] += 1
+        for test in tests.values():
+            groups[test.group][mode][kind(test.verdict)] += 1
+            groups["all"][mode][kind(test.verdict)] += 1
     width = max(len(group) for group in groups)
-    print(" " * width + "".join(f"  {mode:>24}" for mode in modes))
+    print(" " * width + "".join(f"  {mode:>24}" for mode in results))
     for group in sorted(groups, key=lambda g: (g == "all", g)):
         cells = []
-        for mode in modes:
+        for mode in results:
             count = groups[group][mode]
             cells.append(f"{count['passed']:>4} ok {count['failed']:>3} fail {count['skipped']:>3} skip")
         print(f"{group:<{width}}" + "".join(f"  {cell:>24}" for cell in cells))
 
-    known = {}
-    for line in known_path.read_text().splitlines():
-        if line.strip() and not line.startswith("#"):
-            mode, name, cause = line.split("\t")
-            known[(mode, name)] = cause
-    theirs = results.get("userspace", {})
+
+def explain(mode, tests, theirs, known, lacks):
+    """What has to be explained, by cause; and the number of errors."""
+    causes, bad = collections.defaultdict(list), 0
+    for name, test in sorted(tests.items()):
+        lines = [k for k in known if (mode in k.modes or "*" in k.modes) and fnmatch.fnmatchcase(name, k.name)
+                 and (k.lacks == "-" or k.lacks in lacks)]
+        verdict = kind(test.verdict)
+        they_pass = name in theirs and kind(theirs[name].verdict) == "passed"
+        if verdict == "passed":
+            if any("*" not in k.name for k in lines):
+                print(f"{mode}: passes, take it out of known.txt: {name}")
+                bad += 1
+        elif verdict == "failed" or they_pass:
+            where = f"{test.verdict} at {test.detail}" if test.detail else test.verdict
+            also = ", passes on the user-space datapath" if they_pass else ""
+            if lines:
+                causes[lines[0].cause].append(f"{name}{also}")
+            else:
+                print(f"{mode}: not explained: [{test.group}] {name}: {where}{also}")
+                bad += 1
+    return causes, bad
+
+
+def main():
+    folder, known_path, modes = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3:]
+    results = {mode: read(folder, mode) for mode in modes}
+    known = read_known(known_path)
+    lacks = (folder / "kernel-lacks").read_text().split()
+    table(results)
+    print("kernel without", *(lacks or ["nothing that the suite needs"]))
+
     bad = 0
-    for mode in modes:
+    for mode, tests in results.items():
         if mode == "userspace":
             continue
-        for name, (group, verdict, detail) in sorted(results[mode].items()):
-            cause = known.get((mode, name)) or known.get(("*", name))
-            passes = kind(verdict) == "passed"
-            if passes and cause:
-                print(f"{mode}: passes although known.txt lists it: {name}")
+        causes, errors = explain(mode, tests, results.get("userspace", {}), known, lacks)
+        bad += errors
+        for cause, names in sorted(causes.items()):
+            print(f"\n{mode}: {cause}:")
+            for name in names:
+                print(f"    {name}")
+        with_nic = [test for test in tests.values() if test.table_packets]
+        if mode == "nic":
+            print(f"\nnic: the NIC's tables finished {sum(t.table_packets for t in with_nic)} packets in {len(with_nic)} of"
+                  f" {len(tests)} tests; {sum(t.slow_packets for t in tests.values())} went to its slow path")
+            if not with_nic:
+                print("nic: no packet was handled by the NIC's tables")
                 bad += 1
-            expected = kind(theirs.get(name, ("", "FAILED", ""))[1]) == "passed"
-            if expected and not passes:
-                print(f"{mode}: {verdict} ({detail}), passes on the user-space datapath: [{group}] {name}"
-                      + (f": {cause}" if cause else ""))
-                bad += not cause
     return 1 if bad else 0
 
 

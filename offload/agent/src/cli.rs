@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flowlift_driver::bind::PciAddress;
 use flowlift_port::HostSpec;
+use flowlift_sim::server::{WireError, WireSpec};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -355,6 +356,36 @@ impl FromStr for DaemonNic {
     }
 }
 
+impl DaemonArgs {
+    /// The wires that the command line names.
+    pub fn wire_specs(&self) -> impl Iterator<Item = &WireSpec> {
+        self.wires.iter().filter_map(|wire| match wire {
+            DaemonWire::Spec(spec) => Some(spec),
+            DaemonWire::Auto => None,
+        })
+    }
+}
+
+/// A wire of the daemon's simulated NIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DaemonWire {
+    /// One to each device that becomes a port of a datapath.
+    Auto,
+    /// This one.
+    Spec(WireSpec),
+}
+
+impl FromStr for DaemonWire {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            other => other.parse().map(Self::Spec).map_err(|error: WireError| format!("{error}, or auto")),
+        }
+    }
+}
+
 /// A device of the host that stands for a port of the NIC: `NAME=pN`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicPortArg {
@@ -386,9 +417,9 @@ pub struct DaemonArgs {
     pub profile: ProfileArg,
     /// Plugs port N (from 0) of the simulated NIC into something: pN=packet:NETDEV, pN=tap:NAME, pN=unix:LOCAL[,PEER],
     /// pN=pcap:IN[,OUT]. A device that is a wire's other end stands for the NIC's port: a port of that name in a datapath is
-    /// the NIC's.
-    #[arg(long = "wire", value_name = "pN=KIND:...")]
-    pub wires: Vec<flowlift_sim::server::WireSpec>,
+    /// the NIC's. `auto` does so with each device that becomes a port of a datapath, on the NIC's next port without a wire.
+    #[arg(long = "wire", value_name = "pN=KIND:...|auto")]
+    pub wires: Vec<DaemonWire>,
     /// A device of this host that stands for port N (from 0) of the NIC.
     #[arg(long = "port", value_name = "NAME=pN")]
     pub ports: Vec<NicPortArg>,

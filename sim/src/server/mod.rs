@@ -17,19 +17,21 @@ mod function;
 mod irq;
 mod wire;
 
-use crate::Fl1;
+use crate::{Fl1, NoWire};
 use flowlift_bus::BusError;
 use flowlift_bus::vfio_user::{Endpoint, Header, Message, ProtocolError, flag, irq as irq_kind};
 use function::Function;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-pub use wire::{Cables, ServerWire, WireError, WireKind, WireSpec};
+use wire::PlugsInbox;
+pub use wire::{Cables, Plugs, ServerWire, WireError, WireKind, WireSpec};
 
 /// Messages handled between two steps of the device.
 const MESSAGES: usize = 64;
@@ -99,7 +101,9 @@ pub struct ServerStats {
 /// A device, its wires, and the socket where clients come in.
 pub struct Server {
     function: Function<Fl1>,
-    wires: Vec<ServerWire>,
+    /// By port, counted from 0.
+    wires: BTreeMap<u16, ServerWire>,
+    plugs: (Plugs, PlugsInbox),
     listener: UnixListener,
     path: PathBuf,
     client: Option<Endpoint>,
@@ -120,17 +124,17 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let path = path.into();
         let ports = device.profile().ports();
-        let (mut opened, mut cables) = (Vec::new(), Cables::default());
-        for (n, spec) in wires.iter().enumerate() {
+        let (mut opened, mut cables) = (BTreeMap::new(), Cables::default());
+        for spec in wires {
             if spec.port >= ports {
                 return Err(WireError::NoPort { port: spec.port, last: ports - 1 }.into());
             }
-            if wires[..n].iter().any(|other| other.port == spec.port) {
+            if opened.contains_key(&spec.port) {
                 return Err(WireError::Twice(spec.port).into());
             }
             let wire = ServerWire::open(spec, &mut cables)?;
             device.plug(spec.port + 1, Box::new(wire.clone()));
-            opened.push(wire);
+            opened.insert(spec.port, wire);
         }
         cables.check()?;
         let function = Function::new(device)?;
@@ -138,6 +142,7 @@ impl Server {
         Ok(Self {
             function,
             wires: opened,
+            plugs: Plugs::new().map_err(ServerError::Poll)?,
             listener,
             path,
             client: None,
@@ -185,7 +190,12 @@ impl Server {
             if woken.listener {
                 self.accept();
             }
-            watch_wires &= !woken.wire;
+            if woken.plugs {
+                self.change_wires();
+                watch_wires = true;
+            } else {
+                watch_wires &= !woken.wire;
+            }
             if !spinning {
                 nap = (nap * 2).min(LONGEST_NAP);
             }
@@ -193,13 +203,38 @@ impl Server {
         self.function.irqs().signal_all(irq_kind::REQ);
         self.end_session();
         self.stats.dma_faults = self.function.memory().faults();
-        self.stats.frames_lost = self.wires.iter().map(ServerWire::finish).sum();
+        self.stats.frames_lost += self.wires.values().map(ServerWire::finish).sum::<u64>();
         Ok(self.stats)
     }
 
     /// The device.
     pub fn device(&mut self) -> &mut Fl1 {
         self.function.model()
+    }
+
+    /// What changes the wires while the server runs.
+    pub fn plugs(&self) -> Plugs {
+        self.plugs.0.clone()
+    }
+
+    fn change_wires(&mut self) {
+        for (port, wire) in self.plugs.1.take() {
+            if port >= self.function.model().profile().ports() {
+                tracing::warn!(port, "no such port to plug a wire into");
+                continue;
+            }
+            let before = match wire {
+                Some(wire) => {
+                    self.function.model().plug(port + 1, Box::new(wire.clone()));
+                    self.wires.insert(port, wire)
+                }
+                None => {
+                    self.function.model().plug(port + 1, Box::new(NoWire));
+                    self.wires.remove(&port)
+                }
+            };
+            self.stats.frames_lost += before.map_or(0, |wire| wire.finish());
+        }
     }
 
     fn accept(&mut self) {
@@ -285,14 +320,19 @@ impl Server {
         timeout: Option<Duration>,
         wires: bool,
     ) -> Result<Woken, ServerError> {
-        let mut fds =
-            vec![PollFd::new(stop, PollFlags::POLLIN), PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(stop, PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.plugs.1.as_fd(), PollFlags::POLLIN),
+        ];
         if let Some(client) = &self.client {
             fds.push(PollFd::new(client.as_fd(), PollFlags::POLLIN));
         }
         let others = fds.len();
         if wires && self.function.memory().bus_master() {
-            fds.extend(self.wires.iter().filter_map(|w| w.fd()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+            fds.extend(
+                self.wires.values().filter_map(|w| w.fd()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+            );
         }
         match ppoll(&mut fds, timeout.map(TimeSpec::from), None) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -303,7 +343,8 @@ impl Server {
         Ok(Woken {
             stop: ready(&fds[0]),
             listener: ready(&fds[1]),
-            hangup: fds[2..others].iter().any(hung_up),
+            plugs: ready(&fds[2]),
+            hangup: fds[3..others].iter().any(hung_up),
             wire: fds[others..].iter().any(ready),
         })
     }
@@ -320,6 +361,7 @@ impl Drop for Server {
 struct Woken {
     stop: bool,
     listener: bool,
+    plugs: bool,
     /// The client is gone; what it sent last does not matter, since the device is reset. Said together with a new client, so
     /// that one who comes after another's death is not turned away.
     hangup: bool,

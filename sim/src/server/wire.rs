@@ -5,6 +5,7 @@ use flowlift_port::capture::Resolution;
 use flowlift_port::{
     CaptureReader, Frame, FrameSink, FrameSource, HostPort, HostSpec, PcapWriter, PortError,
 };
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::fs::File;
@@ -12,6 +13,7 @@ use std::io::BufWriter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Frames that wait for a peer who takes none now; beyond that they are lost, and counted.
@@ -301,6 +303,71 @@ impl ServerWire {
             *lost += 1;
         }
         *lost
+    }
+}
+
+/// A port and the wire that it is to have; `None` unplugs it.
+pub(super) type Change = (u16, Option<ServerWire>);
+
+/// Plugs wires into a server's device and pulls them out while it serves, from any thread.
+#[derive(Clone)]
+pub struct Plugs {
+    changes: Sender<Change>,
+    wake: Arc<EventFd>,
+}
+
+/// The server's side of [`Plugs`].
+pub(super) struct PlugsInbox {
+    changes: Receiver<Change>,
+    wake: Arc<EventFd>,
+}
+
+impl Plugs {
+    pub(super) fn new() -> nix::Result<(Self, PlugsInbox)> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let (wake, (sender, receiver)) = (Arc::new(wake), channel());
+        Ok((Self { changes: sender, wake: Arc::clone(&wake) }, PlugsInbox { changes: receiver, wake }))
+    }
+
+    /// Opens the wire's other end, and plugs the wire into its port in place of what was there. A cable in memory cannot be
+    /// plugged in this way, since its other end has to be named at the same time.
+    ///
+    /// # Errors
+    /// The other end is not there, or not to be had.
+    pub fn plug(&self, spec: &WireSpec) -> Result<(), WireError> {
+        let mut cables = Cables::default();
+        let wire = ServerWire::open(spec, &mut cables)?;
+        cables.check()?;
+        self.tell((spec.port, Some(wire)));
+        Ok(())
+    }
+
+    /// Pulls the wire out of a port, counted from 0.
+    pub fn unplug(&self, port: u16) {
+        self.tell((port, None));
+    }
+
+    fn tell(&self, change: Change) {
+        if self.changes.send(change).is_ok() {
+            // A full counter wakes as well.
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+impl PlugsInbox {
+    /// What was plugged and unplugged since the last call.
+    pub(super) fn take(&self) -> impl Iterator<Item = Change> {
+        // It is only there to wake.
+        let _ = self.wake.read();
+        self.changes.try_iter()
+    }
+}
+
+impl AsFd for PlugsInbox {
+    /// Readable when there are changes.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
     }
 }
 

@@ -54,6 +54,9 @@ struct NicStatus {
     /// Datapaths that have ports of it.
     datapaths: Vec<String>,
     tables: Vec<TableStatus>,
+    /// What the tables finished.
+    table_packets: u64,
+    table_bytes: u64,
     slow_rx: u64,
     slow_tx: u64,
     slow_no_port: u64,
@@ -266,7 +269,7 @@ fn datapaths(serve: &Serve) -> Vec<(i32, DatapathStatus)> {
 fn nic_status(forwarder: &Forwarder, names: &BTreeMap<i32, String>) -> Option<NicStatus> {
     let nic = forwarder.nic()?;
     let (caps, stats) = (nic.driver().caps(), nic.planner().stats());
-    let SlowCounters { rx, tx, no_port, errors } = nic.counters();
+    let SlowCounters { rx, tx, table_packets, table_bytes, no_port, errors } = nic.counters();
     Some(NicStatus {
         device: caps.device.clone(),
         model: caps.model.clone(),
@@ -281,6 +284,8 @@ fn nic_status(forwarder: &Forwarder, names: &BTreeMap<i32, String>) -> Option<Ni
             .iter()
             .map(|t| TableStatus { table: t.id.0, used: nic.planner().used(t.id), size: t.max_entries })
             .collect(),
+        table_packets,
+        table_bytes,
         slow_rx: rx,
         slow_tx: tx,
         slow_no_port: no_port,
@@ -348,6 +353,9 @@ fn ports_text(ports: &[PortInfo]) -> String {
             port.tx_dropped,
             port.upcalls_lost
         );
+        if let Some(why) = &port.not_nic {
+            let _ = writeln!(text, "    not a port of the NIC: {why}");
+        }
     }
     text
 }
@@ -383,6 +391,7 @@ impl Status {
                     let _ =
                         writeln!(text, "  table {}: {} of {} entries", table.table, table.used, table.size);
                 }
+                let _ = writeln!(text, "  tables {} packets {} bytes", nic.table_packets, nic.table_bytes);
                 let _ = writeln!(text, "  slow path rx:{} tx:{}", nic.slow_rx, nic.slow_tx);
                 let _ = writeln!(text, "  updates {}", list(&nic.updates));
             }

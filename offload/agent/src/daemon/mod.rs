@@ -15,6 +15,7 @@
 pub mod commands;
 pub mod forward;
 pub mod mailbox;
+mod nic_ports;
 pub mod plane;
 pub mod serve;
 mod sim;
@@ -31,12 +32,12 @@ use flowlift_ovs::socket::{Endpoint, Socket};
 use flowlift_port::link::{LinkWatcher, Links};
 use forward::{Forwarder, NicSide, Upcalls};
 use mailbox::mailbox;
+use nic_ports::NicPorts;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use plane::Plane;
 use serve::Serve;
 use sim::Simulation;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::Builder;
 
@@ -70,8 +71,12 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     };
     let (nic, _function) = nic.map_or((None, None), |opened| (Some(opened.nic), Some(opened.function)));
     let nic_ports = match &nic {
-        Some(nic) => nic_ports(args, &nic.caps().ports.iter().map(|port| port.port).collect::<Vec<_>>())?,
-        None => BTreeMap::new(),
+        Some(nic) => {
+            let ports: Vec<NicPort> = nic.caps().ports.iter().map(|port| port.port).collect();
+            NicPorts::new(args, &ports, simulation.as_ref().map(Simulation::plugs))?
+        }
+        None if args.wires.is_empty() => NicPorts::none(),
+        None => bail!("--wire needs a NIC: --nic sim"),
     };
 
     let (to_forwarder, forwarder_inbox) = mailbox::<Forwarder>()?;
@@ -116,23 +121,4 @@ fn port_id() -> Result<u32> {
         Ok(text) => text.parse().with_context(|| format!("{PORT_ID_VARIABLE}={text} is not a port ID")),
         Err(_) => Ok(SERVER_PORT_ID),
     }
-}
-
-/// Which devices of the host stand for which ports of the NIC: those of `--port`, and the other ends of the simulated
-/// NIC's wires.
-fn nic_ports(args: &DaemonArgs, ports: &[NicPort]) -> Result<BTreeMap<String, NicPort>> {
-    let mut map = BTreeMap::new();
-    let wires = args.wires.iter().filter_map(|wire| Some((sim::device(wire)?.to_owned(), wire.port)));
-    for (name, number) in wires.chain(args.ports.iter().map(|port| (port.name.clone(), port.number))) {
-        let Some(port) = ports.get(usize::from(number)) else {
-            bail!("{name}=p{number}: the NIC has ports p0 to p{}", ports.len().saturating_sub(1));
-        };
-        if map.values().any(|other| other == port) {
-            bail!("{name}=p{number}: another device stands for this port already");
-        }
-        if map.insert(name.clone(), *port).is_some() {
-            bail!("{name}=p{number}: the device stands for another port already");
-        }
-    }
-    Ok(map)
 }

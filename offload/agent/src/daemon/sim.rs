@@ -5,7 +5,7 @@ use crate::cli::{DaemonArgs, NicArg};
 use crate::open;
 use anyhow::{Context, Result};
 use flowlift_port::HostSpec;
-use flowlift_sim::server::{Server, ServerConfig, WireKind, WireSpec};
+use flowlift_sim::server::{Plugs, Server, ServerConfig, WireKind, WireSpec};
 use flowlift_sim::{Config, FaultPlan, Fl1, HostClock};
 use nix::sys::eventfd::EventFd;
 use std::os::fd::AsFd;
@@ -16,6 +16,7 @@ use std::thread::{Builder, JoinHandle};
 /// A device that runs.
 pub(super) struct Simulation {
     path: PathBuf,
+    plugs: Plugs,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -37,15 +38,22 @@ impl Simulation {
         let config = Config { seed: 0, faults: FaultPlan::default(), clock: Box::new(HostClock::default()) };
         let device = Fl1::new(open::profile(args.profile), config);
         let path = crate::control::run_dir().join(format!("sim-{}.sock", std::process::id()));
-        let mut server = Server::new(device, &args.wires, &path, ServerConfig::default())
+        let wires: Vec<WireSpec> = args.wire_specs().cloned().collect();
+        let mut server = Server::new(device, &wires, &path, ServerConfig::default())
             .context("cannot start the simulated NIC")?;
+        let plugs = server.plugs();
         let stop = Arc::new(EventFd::new()?);
         let stopped = Arc::clone(&stop);
         let thread = Builder::new().name("sim".into()).spawn(move || match server.run(stopped.as_fd()) {
             Ok(stats) => tracing::info!(?stats, "the simulated NIC stopped"),
             Err(error) => tracing::error!(%error, "the simulated NIC failed"),
         })?;
-        Ok(Self { path, stop, thread: Some(thread) })
+        Ok(Self { path, plugs, stop, thread: Some(thread) })
+    }
+
+    /// What changes its wires.
+    pub(super) fn plugs(&self) -> Plugs {
+        self.plugs.clone()
     }
 
     /// Where it is.

@@ -133,9 +133,14 @@ fn userspace(payload: &[u8]) -> Result<Userspace, ActionAttrError> {
     })
 }
 
+/// The header comes as an attribute of the key within the action's.
 fn push_nsh(payload: &[u8]) -> Result<NshHeader, ActionAttrError> {
     let action = attr::PUSH_NSH;
-    let args = Args::<4>::parse(action, payload)?;
+    let (key, header) = header::only_attr(action, payload)?;
+    if key != crate::key::attr::NSH {
+        return Err(ActionAttrError::NotSettable { action, key: key.into() });
+    }
+    let args = Args::<4>::parse(action, header)?;
     let missing = ActionAttrError::Missing { action, arg: arg::NSH_BASE };
     let [flags, ttl, mdtype, np, p0, p1, p2, p3] = args.fixed(arg::NSH_BASE)?.ok_or(missing)?;
     let metadata = match mdtype {

@@ -1,6 +1,7 @@
 //! Composing: actions to attributes.
 
 use super::{arg, attr, ct, header};
+use crate::key::attr as key;
 use crate::nla::{HEADER_LEN, Writer};
 use flowlift_flow::Action;
 use flowlift_flow::action::{HashAlg, NshHeader, Userspace};
@@ -138,8 +139,10 @@ fn put_userspace(userspace: &Userspace, w: &mut Writer<'_>) {
 
 fn put_nsh(nsh: &NshHeader, w: &mut Writer<'_>) {
     let start = w.begin(attr::PUSH_NSH);
+    let header = w.begin(key::NSH);
     let [p0, p1, p2, p3] = nsh.path_hdr.to_be_bytes();
     w.put(arg::NSH_BASE, &[nsh.flags, nsh.ttl, nsh.mdtype, nsh.np, p0, p1, p2, p3]);
     w.put(if nsh.mdtype == 1 { arg::NSH_MD1 } else { arg::NSH_MD2 }, &nsh.metadata);
+    w.end(header);
     w.end(start);
 }

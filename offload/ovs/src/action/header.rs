@@ -54,8 +54,8 @@ fn halves<const N: usize, const TWICE: usize>(bytes: &[u8; TWICE]) -> ([u8; N], 
     (value, mask)
 }
 
-/// The one attribute of a set action.
-fn only_attr(action: u16, payload: &[u8]) -> Result<(u8, &[u8]), ActionAttrError> {
+/// The one attribute of the key in a set action, or in push_nsh.
+pub(super) fn only_attr(action: u16, payload: &[u8]) -> Result<(u8, &[u8]), ActionAttrError> {
     let mut all = attrs(payload);
     let first = all.next().transpose()?.ok_or(ActionAttrError::Missing { action, arg: 1 })?;
     if let Some(second) = all.next() {

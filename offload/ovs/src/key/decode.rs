@@ -255,6 +255,10 @@ pub fn decode_mask(bytes: &[u8], key: &Key, form: Form) -> Result<(Mask, AttrSet
     let m = &mut mask.0;
     m.recirc_id = u32::MAX;
     metadata(&outer, Some(key), m)?;
+    // The kernel's form does not name it: whether a packet begins with an Ethernet header is always matched.
+    if form == Form::Datapath {
+        m.packet_type = u32::MAX.into();
+    }
     let mut found = outer;
     loop {
         let level = found.level;
@@ -285,6 +289,10 @@ pub fn decode_mask(bytes: &[u8], key: &Key, form: Form) -> Result<(Mask, AttrSet
             found.only(0)?;
             return Ok((mask, named));
         }
+    }
+    if form == Form::Datapath && !is_ethernet(key) {
+        // What else the type of a bare packet says is its Ethernet type.
+        m.packet_type = (u32::from(u16::MAX) << 16 | u32::from(m.eth_type.get())).into();
     }
     // With a tag at this level, its type would be the tag's (R30): a match on another type is one on no tag, too.
     if m.eth_type.get() != 0 {

@@ -182,8 +182,8 @@ impl Packet {
                 self.seen = false;
             }
             Action::AddMpls { eth_type, l3: false, .. } => {
-                *self =
-                    Self { eth_type: *eth_type, ethernet: false, tags: 0, labels: 1, seen: false, ..*self };
+                let labels = if self.ethernet { 1 } else { self.labels + 1 };
+                *self = Self { eth_type: *eth_type, ethernet: false, tags: 0, labels, seen: false, ..*self };
             }
             Action::PopMpls { eth_type } if self.is_mpls() => {
                 self.labels = self.labels.saturating_sub(1);
@@ -236,6 +236,10 @@ fn check(action: &Action, last: bool, packet: Packet, depth: usize) -> Check {
         Action::PushMpls { eth_type, .. } | Action::AddMpls { eth_type, .. } => {
             if !matches!(*eth_type, eth_type::MPLS | eth_type::MPLS_MCAST) {
                 return fail(ActionErrorKind::NotMpls(*eth_type));
+            }
+            // A label before the Ethernet header does not care what is behind it.
+            if matches!(action, Action::AddMpls { l3: false, .. }) {
+                return Ok(());
             }
             if packet.tags > 0 {
                 return fail(ActionErrorKind::Needs("a packet without VLAN tags"));

@@ -60,7 +60,6 @@ struct Lane {
     worker: Worker,
     batch: Batch,
     outlets: Outlets,
-    packet: Packet,
 }
 
 impl Lane {
@@ -77,12 +76,8 @@ impl Lane {
 /// A packet from the user, with what is to be done to it.
 #[derive(Debug)]
 pub struct GivenPacket {
-    /// From its Ethernet header on.
-    pub frame: Vec<u8>,
-    /// Ingress port, recirculation ID, hash, mark and priority.
-    pub metadata: Metadata,
-    /// Its five-tuple hash, if that is known.
-    pub hash: Option<u32>,
+    /// The packet with its metadata.
+    pub packet: Packet,
     /// Who gets its upcalls, if not whom dispatch chooses.
     pub upcall_pid: Option<u32>,
     /// What to do.
@@ -177,7 +172,7 @@ impl Forwarder {
 
     /// Adds a datapath.
     pub fn add_datapath(&mut self, dp: DpIndex, worker: Worker) {
-        let lane = Lane { worker, batch: Batch::new(), outlets: Outlets::default(), packet: Packet::new() };
+        let lane = Lane { worker, batch: Batch::new(), outlets: Outlets::default() };
         self.lanes.insert(dp, lane);
     }
 
@@ -347,16 +342,12 @@ impl Forwarder {
     }
 
     /// Does actions to a packet from the user.
-    pub fn execute(&mut self, dp: DpIndex, given: &GivenPacket) {
+    pub fn execute(&mut self, dp: DpIndex, mut given: GivenPacket) {
         let Some(lane) = self.lanes.get_mut(&dp) else { return };
-        let Lane { worker, outlets, packet, .. } = lane;
-        packet.fill(&given.frame, given.metadata);
-        if let Some(hash) = given.hash {
-            packet.set_flow_hash(hash);
-        }
+        let Lane { worker, outlets, .. } = lane;
         self.exits.upcalls.set_asker(given.upcall_pid);
         let mut route = Route { dp, outlets, exits: &mut self.exits };
-        worker.execute(&given.program, packet, now_ns() / 1_000_000, &mut route);
+        worker.execute(&given.program, &mut given.packet, now_ns() / 1_000_000, &mut route);
         self.exits.upcalls.set_asker(None);
         lane.outlets.flush();
     }

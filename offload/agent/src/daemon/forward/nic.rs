@@ -37,13 +37,17 @@ pub struct InNic {
     pub used_ms: Option<u64>,
 }
 
-/// What the planner and slow path counted.
+/// What tables and slow path counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SlowCounters {
     /// Packets that the tables did not finish.
     pub rx: u64,
     /// Packets given back to be sent.
     pub tx: u64,
+    /// Packets and bytes that the tables finished, by the counters of all flows there were.
+    pub table_packets: u64,
+    /// See above.
+    pub table_bytes: u64,
     /// Packets from ports that no datapath has.
     pub no_port: u64,
     /// Calls of the driver that failed.
@@ -145,7 +149,13 @@ impl NicSide {
 
     /// What was counted.
     pub fn counters(&self) -> SlowCounters {
-        self.counters
+        let mut all = self.counters;
+        for number in self.by_slot.values() {
+            let Counters { packets, bytes, .. } = self.planner.counters(*number, &*self.nic);
+            all.table_packets += packets;
+            all.table_bytes += bytes;
+        }
+        all
     }
 
     /// What a port counted, if it says.
@@ -351,7 +361,9 @@ impl NicSide {
 
     fn take_removed(&mut self) -> Vec<(planner::FlowId, Counters)> {
         let removed = self.planner.take_removed();
-        for (number, _) in &removed {
+        for (number, counters) in &removed {
+            self.counters.table_packets += counters.packets;
+            self.counters.table_bytes += counters.bytes;
             if let Some(place) = self.planned.get_mut(number.0 as usize) {
                 *place = None;
                 self.free.push(number.0);

@@ -12,9 +12,10 @@ use flowlift_ovs::backend::{
 use flowlift_ovs::key::NO_PORT;
 use flowlift_ovs::upcall::HASH_L4;
 use flowlift_softpath::actions::compile;
-use flowlift_softpath::extract::extract_key;
+use flowlift_softpath::extract::{KeyBuf, extract_packet};
 use flowlift_softpath::meter::{MAX_BANDS, MAX_METERS, MeterError, MeterUnit};
-use flowlift_softpath::{self as softpath, Config};
+use flowlift_softpath::packet::PacketType;
+use flowlift_softpath::{self as softpath, Config, Packet};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -67,6 +68,7 @@ impl Backend for Plane {
             upcall_pids: vec![upcall_pid],
             ifindex,
             place: Place::Host,
+            not_nic: None,
         };
         let dp = Dp {
             name,
@@ -204,26 +206,28 @@ impl Backend for Plane {
 
     fn execute(&mut self, dp: DpIndex, execute: Execute<'_>) -> Result<(), Refusal> {
         let own = self.dp(dp)?;
-        let Key { in_port, recirc_id, dp_hash, skb_priority, skb_mark, .. } = execute.metadata;
+        let Key { in_port, recirc_id, dp_hash, skb_priority, skb_mark, packet_type, .. } = execute.metadata;
         let port = if in_port == NO_PORT { LOCAL } else { PortNo(in_port) };
         if !own.ports.contains_key(&port) && !own.ports.contains_key(&LOCAL) {
             return Err(Refusal::NoVport);
         }
         let metadata = Metadata { in_port, recirc_id, dp_hash, skb_priority, skb_mark };
-        action::validate(&execute.actions, &Self::exact(extract_key(execute.packet, &metadata)))?;
+        let mut packet = Packet::with_room(execute.packet.len());
+        packet.fill(execute.packet, metadata);
+        packet.packet_type = PacketType(packet_type.get());
+        let mut key = KeyBuf::new();
+        extract_packet(&packet, &mut key);
+        action::validate(&execute.actions, &Self::exact(key.key().clone()))?;
         let program = compile(&execute.actions).map_err(|error| Refusal::Inexpressible(error.to_string()))?;
         if execute.probe {
             return Ok(());
         }
-        let given = GivenPacket {
-            frame: execute.packet.to_vec(),
-            metadata,
-            // A hash without its mark is none that was taken from the packet.
-            hash: execute.hash.filter(|hash| hash & HASH_L4 != 0).map(|hash| hash as u32),
-            upcall_pid: execute.upcall_pid,
-            program,
-        };
-        self.forwarder.send(move |f| f.execute(dp, &given));
+        // A hash without its mark is none that was taken from the packet.
+        if let Some(hash) = execute.hash.filter(|hash| hash & HASH_L4 != 0) {
+            packet.set_flow_hash(hash as u32);
+        }
+        let given = GivenPacket { packet, upcall_pid: execute.upcall_pid, program };
+        self.forwarder.send(move |f| f.execute(dp, given));
         Ok(())
     }
 

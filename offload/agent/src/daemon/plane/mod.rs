@@ -12,6 +12,7 @@ pub use flow::ShownFlow;
 
 use super::forward::{Forwarder, Targets};
 use super::mailbox::Mailbox;
+use super::nic_ports::NicPorts;
 use flowlift_driver::nic::NicPort;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{Datapath, DatapathStats, DpIndex, Features, MegaflowStats, Refusal, VportKind};
@@ -45,6 +46,8 @@ struct Port {
     upcall_pids: Vec<u32>,
     ifindex: u32,
     place: Place,
+    /// Why it is not the NIC's although it was to be.
+    not_nic: Option<String>,
 }
 
 /// A datapath.
@@ -68,7 +71,7 @@ pub struct Plane {
     dps: BTreeMap<DpIndex, Dp>,
     forwarder: Mailbox<Forwarder>,
     /// Devices of the host that stand for ports of the NIC.
-    nic_ports: BTreeMap<String, NicPort>,
+    nic_ports: NicPorts,
     links: RefCell<Links>,
     /// Where the next daemon finds datapaths and ports.
     state: Option<PathBuf>,
@@ -87,6 +90,8 @@ pub struct PortInfo {
     pub kind: &'static str,
     /// Number of the NIC's port, if it is one.
     pub nic_port: Option<u16>,
+    /// Why it is none although `--wire auto` was to make it one.
+    pub not_nic: Option<String>,
     /// Frames and bytes received and sent, and frames dropped in each direction.
     pub rx_packets: u64,
     /// See above.
@@ -108,18 +113,8 @@ pub struct PortInfo {
 impl Plane {
     /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC, `state` is the file that
     /// [`Self::restore`] reads.
-    pub fn new(
-        forwarder: Mailbox<Forwarder>,
-        nic_ports: BTreeMap<String, NicPort>,
-        links: Links,
-        state: PathBuf,
-    ) -> Self {
+    pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links, state: PathBuf) -> Self {
         Self { dps: BTreeMap::new(), forwarder, nic_ports, links: RefCell::new(links), state: Some(state) }
-    }
-
-    /// The devices that stand for ports of the NIC.
-    pub fn nic_ports(&self) -> &BTreeMap<String, NicPort> {
-        &self.nic_ports
     }
 
     fn dp(&self, dp: DpIndex) -> Result<&Dp, Refusal> {

@@ -2,6 +2,7 @@
 
 use super::{Dp, MAX_PORT, Place, Plane, Port, PortInfo};
 use crate::daemon::forward::DevicePort;
+use flowlift_driver::nic::NicPort;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{DpIndex, NewVport, Refusal, Vport, VportKind, VportStats};
 use flowlift_port::{InternalConfig, InternalPort, PacketPort, PortError, PortStats};
@@ -63,35 +64,54 @@ impl Plane {
             return Err(Refusal::Exists(name));
         }
         let number = dp.port_number(port)?;
-        let nic_port = self.nic_ports.get(&name).copied();
-        let (place, ifindex) = match (kind, nic_port) {
-            (VportKind::Netdev, Some(nic_port)) => {
+        let mut not_nic = None;
+        let (place, ifindex) = match kind {
+            VportKind::Netdev => {
                 let ifindex = if_nametoindex(name.as_str()).map_err(|_| Refusal::NoNetdev(name.clone()))?;
-                let flows = dp.all_flows();
-                let added = self.ask(move |f| f.add_nic_port(index, number, nic_port, &flows))?;
-                if !added {
-                    return Err(Refusal::Busy(format!("the NIC of {name}, by another datapath,")));
-                }
-                (Place::Nic(nic_port), ifindex)
+                let place = match self.nic_ports.take(&name) {
+                    Ok(nic_port) => self.add_nic_port(index, number, nic_port, &name)?,
+                    Err(why) => {
+                        not_nic = why;
+                        let source =
+                            PacketPort::open(&name).map_err(|error| refusal(&name, "cannot open", error))?;
+                        self.add_host_port(index, number, DevicePort::Netdev(source), &name)?;
+                        Place::Host
+                    }
+                };
+                (place, ifindex)
             }
-            (VportKind::Netdev, None) => {
-                let source = PacketPort::open(&name).map_err(|error| refusal(&name, "cannot open", error))?;
-                let ifindex = if_nametoindex(name.as_str()).map_err(|_| Refusal::NoNetdev(name.clone()))?;
-                self.add_host_port(index, number, DevicePort::Netdev(source), &name)?;
-                (Place::Host, ifindex)
-            }
-            (VportKind::Internal, _) => {
+            VportKind::Internal => {
                 let (source, ifindex) = open_internal(&name)?;
                 self.add_host_port(index, number, source, &name)?;
                 (Place::Host, ifindex)
             }
-            (VportKind::Gre | VportKind::Vxlan { .. } | VportKind::Geneve { .. }, _) => {
+            VportKind::Gre | VportKind::Vxlan { .. } | VportKind::Geneve { .. } => {
                 return Err(Refusal::Unsupported("a tunnel port".into()));
             }
         };
-        self.dp_mut(index)?.ports.insert(number, Port { name, kind, upcall_pids, ifindex, place });
+        if let Some(why) = &not_nic {
+            tracing::warn!(device = name, why, "not a port of the NIC");
+        }
+        let port = Port { name, kind, upcall_pids, ifindex, place, not_nic };
+        self.dp_mut(index)?.ports.insert(number, port);
         self.tell_targets(index);
         Ok(number)
+    }
+
+    /// Gives a port of the NIC to the forwarder, with the datapath's flows if it is the first one.
+    fn add_nic_port(
+        &mut self,
+        index: DpIndex,
+        number: PortNo,
+        nic_port: NicPort,
+        name: &str,
+    ) -> Result<Place, Refusal> {
+        let flows = self.dp(index)?.all_flows();
+        if self.ask(move |f| f.add_nic_port(index, number, nic_port, &flows))? {
+            return Ok(Place::Nic(nic_port));
+        }
+        self.nic_ports.release(name);
+        Err(Refusal::Busy(format!("the NIC of {name}, by another datapath,")))
     }
 
     /// Gives a port of the host to the forwarder.
@@ -114,6 +134,9 @@ impl Plane {
             && let Err(error) = device.delete()
         {
             tracing::warn!(name = port.name, %error, "an internal port's device stays");
+        }
+        if let Place::Nic(_) = port.place {
+            self.nic_ports.release(&port.name);
         }
         self.tell_targets(index);
         Ok(())
@@ -175,6 +198,7 @@ impl Plane {
                         Place::Nic(nic) => Some(nic.0),
                         Place::Host => None,
                     },
+                    not_nic: port.not_nic.clone(),
                     rx_packets: stats.rx_packets,
                     rx_bytes: stats.rx_bytes,
                     rx_dropped: stats.rx_dropped + stats.rx_errors,
