@@ -198,6 +198,26 @@ fn accepted(match_text: &str, action_text: &str) {
 }
 
 #[test]
+fn add_mpls_ahead_of_a_frame_does_not_care_what_is_in_it() {
+    let add = |l3, eth_type| Action::AddMpls { lse: 0x0002_0140, eth_type, l3 };
+    let tagged = "in_port(1),eth(),eth_type(0x8100),vlan(vid=5,pcp=0),encap(eth_type(0x88b5))";
+    for match_text in [TCP, tagged, "in_port(1),eth(),eth_type(0x88b5)", "in_port(1),eth()"] {
+        assert_eq!(validate(&[add(false, 0x8847)], &matching(match_text)), Ok(()), "{match_text}");
+    }
+    // The packet that follows is a bare one of MPLS.
+    let then = |after: &str| [vec![add(false, 0x8847)], actions(after)].concat();
+    assert_eq!(
+        validate(&then("push_eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),2"), &matching(TCP)),
+        Ok(())
+    );
+    assert!(validate(&then("pop_eth,2"), &matching(TCP)).is_err());
+    let error = validate(&[add(false, 0x0800)], &matching(TCP)).expect_err("not a label's type");
+    assert_eq!(error.kind, ActionErrorKind::NotMpls(0x0800));
+    let error = validate(&[add(true, 0x8847)], &matching(tagged)).expect_err("a label behind the tag");
+    assert_eq!(error.kind, ActionErrorKind::Needs("a packet without VLAN tags"));
+}
+
+#[test]
 fn u7_push_vlan_needs_a_known_tpid_and_the_cfi_bit() {
     accepted(TCP, "push_vlan(vid=1,pcp=0),push_vlan(tpid=0x88a8,vid=2,pcp=0),2");
     assert_eq!(refused(TCP, "push_vlan(tpid=0x9100,vid=1,pcp=0),2"), ActionErrorKind::Tpid(0x9100));

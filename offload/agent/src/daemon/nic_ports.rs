@@ -100,3 +100,64 @@ impl NicPorts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use flowlift_sim::server::{Server, ServerConfig};
+    use flowlift_sim::{Config, FaultPlan, Fl1, HostClock, Profile};
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+    }
+
+    const PORTS: [NicPort; 3] = [NicPort(1), NicPort(2), NicPort(3)];
+
+    fn ports(arguments: &str, plugs: Option<Plugs>) -> Result<NicPorts> {
+        let arguments = ["daemon"].into_iter().chain(arguments.split_whitespace());
+        NicPorts::new(&CommandLine::try_parse_from(arguments).unwrap().daemon, &PORTS, plugs)
+    }
+
+    fn refused(arguments: &str) -> String {
+        ports(arguments, None).err().expect("a refusal").to_string()
+    }
+
+    #[test]
+    fn a_command_line_that_cannot_be_is_refused_with_its_reason() {
+        assert!(refused("--port a=p3").contains("ports p0 to p2"));
+        assert!(refused("--port a=p0 --port b=p0").contains("another device"));
+        assert!(refused("--port a=p0 --wire p1=packet:a").contains("another port"));
+        assert!(refused("--wire auto").contains("--nic sim"));
+    }
+
+    #[test]
+    fn without_auto_only_named_devices_are_the_nics() {
+        let mut ports = ports("--port a=p2 --wire p0=tap:b", None).unwrap();
+        assert!(!ports.is_empty());
+        assert_eq!((ports.take("a"), ports.take("b")), (Ok(NicPort(3)), Ok(NicPort(1))));
+        assert_eq!(ports.take("c"), Err(None));
+        ports.release("a");
+        assert_eq!(ports.take("a"), Ok(NicPort(3)), "named for good");
+    }
+
+    #[test]
+    fn a_device_that_cannot_have_a_wire_leaves_its_port_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { seed: 0, faults: FaultPlan::default(), clock: Box::new(HostClock::default()) };
+        let device = Fl1::new(Profile::tiny(), config);
+        let server = Server::new(device, &[], folder.path().join("sim"), ServerConfig::default()).unwrap();
+        let mut some = ports("--wire auto", Some(server.plugs())).unwrap();
+        for _ in 0..10 {
+            let why = some.take("no-such-device").unwrap_err().expect("a reason");
+            assert!(why.starts_with("no wire to no-such-device: "), "{why}");
+        }
+        let all = "--wire auto --port a=p0 --port b=p1 --wire p2=tap:c";
+        let mut none = ports(all, Some(server.plugs())).unwrap();
+        let why = none.take("d").unwrap_err().expect("a reason");
+        assert!(why.contains("each of the NIC's 3 ports has a wire"), "{why}");
+        assert_eq!(none.take("c"), Ok(NicPort(3)));
+    }
+}

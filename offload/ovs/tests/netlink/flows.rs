@@ -3,7 +3,7 @@
 use crate::raw::*;
 use flowlift_flow::Ufid;
 use flowlift_ovs::backend::{DpIndex, FlowId};
-use flowlift_ovs::key::{Form, decode_key};
+use flowlift_ovs::key::{Form, decode_key, decode_match};
 use flowlift_ovs::uapi::{FLOW, PACKET};
 
 const NEW: u8 = 1;
@@ -309,4 +309,44 @@ fn a_packet_is_executed_with_its_metadata_alone() {
     for cmd in [1, 2, 4] {
         assert_eq!(client.ask(&PACKET, 0, cmd, dp, &attrs).errno(), 95, "EOPNOTSUPP: not for users");
     }
+}
+
+#[test]
+fn push_nsh_holds_its_header_as_an_attribute_of_the_key() {
+    let (mut client, dp) = Client::with_datapath();
+    let base = [0, 63, 1, 3, 0, 0x12, 0x34, 255];
+    let header = [attr(1, &base), attr(2, &[0x11; 16])].concat();
+    let with = |nsh: &[u8]| [flow(Some(&UFID), 53, &[]), attr(2, &attr(17, nsh))].concat();
+    let sent = attr(28, &header);
+    let reply = put(&mut client, dp, CREATE | ECHO, &with(&sent));
+    let actions = reply.only().attrs().into_iter().find(|(kind, _)| *kind == 2).expect("ACTIONS").1;
+    assert_eq!(actions, attr(17, &sent), "as it came");
+    for wrong in [header.clone(), attr(4, &header), Vec::new(), [sent.clone(), sent.clone()].concat()] {
+        assert_eq!(put(&mut client, dp, CREATE, &with(&wrong)).errno(), 22, "{wrong:x?}");
+    }
+}
+
+#[test]
+fn packets_with_and_without_an_ethernet_header_are_told_apart() {
+    let (mut client, dp) = Client::with_datapath();
+    // As the kernel's form has it: ETHERTYPE without ETHERNET. Both masks name the type alone.
+    let ip = attr(7, &[10, 0, 0, 1, 10, 0, 0, 2, 200, 0, 64, 0]);
+    let bare = [attr_u32(3, 1), attr(6, &[8, 0]), ip.clone()].concat();
+    let framed = [attr_u32(3, 1), attr(4, &[2; 12]), attr(6, &[8, 0]), ip].concat();
+    let mask = [attr_u32(3, u32::MAX), attr(6, &[0xff; 2])].concat();
+    let push_eth = attr(2, &[attr(14, &[2; 12]), attr_u32(1, 2)].concat());
+    let flow = |key: &[u8], ufid: u8| {
+        [attr(1, key), attr(7, &mask), attr(9, &[ufid; 16]), push_eth.clone()].concat()
+    };
+    assert_eq!(put(&mut client, dp, CREATE | ACK, &flow(&bare, 1)).errno(), 0);
+    assert_eq!(put(&mut client, dp, CREATE, &flow(&framed, 2)).errno(), 22, "it has a header already");
+    let matching = decode_match(&bare, Some(&mask), Form::Datapath).unwrap();
+    let (framed, _) = decode_key(&framed, Form::Datapath).unwrap();
+    assert!(matching.matches(&matching.key) && !matching.matches(&framed));
+
+    let packet = [&[0x45, 0, 0, 20, 0, 0, 0, 0, 64, 200, 0, 0][..], &[10, 0, 0, 1, 10, 0, 0, 2]].concat();
+    let execute = [attr(1, &packet), attr(2, &bare), attr(3, &attr_u32(1, 9))].concat();
+    assert_eq!(client.ask(&PACKET, ACK, 3, dp, &execute).errno(), 0);
+    let (_, _, metadata, _) = client.backend.executed.last().unwrap();
+    assert_eq!(metadata.packet_type.get(), 0x0001_0800);
 }
