@@ -5,7 +5,7 @@
 # shellcheck shell=bash
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tree=$PWD target=${CARGO_TARGET_DIR:-$PWD/target}
-cargo build --release --quiet -p flowlift -p flowlift-preload
+[ -n "${VSWITCHD_BUILT:-}" ] || cargo build --release --quiet -p flowlift -p flowlift-preload
 flowlift=$target/release/flowlift
 SECONDS_IPERF=${VSWITCHD_SECONDS:-4}
 

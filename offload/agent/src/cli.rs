@@ -416,13 +416,19 @@ pub struct DaemonArgs {
     #[arg(long, value_enum, default_value = "standard")]
     pub profile: ProfileArg,
     /// Plugs port N (from 0) of the simulated NIC into something: pN=packet:NETDEV, pN=tap:NAME, pN=unix:LOCAL[,PEER],
-    /// pN=pcap:IN[,OUT]. A device that is a wire's other end stands for the NIC's port: a port of that name in a datapath is
-    /// the NIC's. `auto` does so with each device that becomes a port of a datapath, on the NIC's next port without a wire.
+    /// pN=pcap:IN[,OUT]. The NETDEV of a wire stands for the NIC's port: a port of that name in a datapath is the NIC's. `auto` does so with each device that becomes a port of a datapath, on the NIC's next port without a wire.
     #[arg(long = "wire", value_name = "pN=KIND:...|auto")]
     pub wires: Vec<DaemonWire>,
     /// A device of this host that stands for port N (from 0) of the NIC.
     #[arg(long = "port", value_name = "NAME=pN")]
     pub ports: Vec<NicPortArg>,
+    /// Representors: a device PREFIXpN is made for each physical port N of the NIC, and PREFIXvfN for the port of each virtual
+    /// function N, unless another device stands for the port; for the simulated NIC, if the port has a wire.
+    #[arg(long, value_name = "PREFIX", default_value = "fl0")]
+    pub representors: String,
+    /// Makes no representors.
+    #[arg(long, conflicts_with = "representors")]
+    pub no_representors: bool,
     /// Control socket. [default: flowlift.ctl in $FLOWLIFT_RUNDIR, or in /run/flowlift]
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,

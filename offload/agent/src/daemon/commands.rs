@@ -356,6 +356,9 @@ fn ports_text(ports: &[PortInfo]) -> String {
         if let Some(why) = &port.not_nic {
             let _ = writeln!(text, "    not a port of the NIC: {why}");
         }
+        if let Some(why) = &port.host_sees {
+            let _ = writeln!(text, "    the host's stack sees its packets as well: {why}");
+        }
     }
     text
 }

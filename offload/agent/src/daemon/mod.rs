@@ -17,6 +17,7 @@ pub mod forward;
 pub mod mailbox;
 mod nic_ports;
 pub mod plane;
+mod representor;
 pub mod serve;
 mod sim;
 
@@ -25,17 +26,19 @@ use crate::control::{self, Server as ControlServer};
 use crate::open;
 use anyhow::{Context, Result, anyhow, bail};
 use commands::Daemon;
-use flowlift_driver::nic::NicPort;
+use flowlift_driver::nic::{Nic, NicPort};
 use flowlift_ovs::marker::{PORT_ID_VARIABLE, SERVER_PORT_ID};
 use flowlift_ovs::server::Server;
 use flowlift_ovs::socket::{Endpoint, Socket};
+use flowlift_port::InternalPort;
 use flowlift_port::link::{LinkWatcher, Links};
-use forward::{Forwarder, NicSide, Upcalls};
+use forward::{Forwarder, NicSide, Representor, Upcalls};
 use mailbox::mailbox;
 use nic_ports::NicPorts;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use plane::Plane;
+use representor::Represented;
 use serve::Serve;
 use sim::Simulation;
 use std::sync::Arc;
@@ -70,10 +73,14 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
         _ => None,
     };
     let (nic, _function) = nic.map_or((None, None), |opened| (Some(opened.nic), Some(opened.function)));
+    let mut links = Links::new()?;
+    let mut representors = Vec::new();
     let nic_ports = match &nic {
         Some(nic) => {
             let ports: Vec<NicPort> = nic.caps().ports.iter().map(|port| port.port).collect();
-            NicPorts::new(args, &ports, simulation.as_ref().map(Simulation::plugs))?
+            let nic_ports = NicPorts::new(args, &ports, simulation.as_ref().map(Simulation::plugs))?;
+            representors = make_representors(args, nic.as_ref(), &nic_ports, &mut links)?;
+            nic_ports
         }
         None if args.wires.is_empty() => NicPorts::none(),
         None => bail!("--wire needs a NIC: --nic sim"),
@@ -81,9 +88,19 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
 
     let (to_forwarder, forwarder_inbox) = mailbox::<Forwarder>()?;
     let (to_serve, serve_inbox) = mailbox::<Serve>()?;
-    let forwarder = Forwarder::new(nic.map(NicSide::new), Upcalls::new(socket.sender()))?;
+    let lost = {
+        let to_serve = to_serve.clone();
+        Box::new(move |dp, port| to_serve.send(move |serve: &mut Serve| serve.device_lost(dp, port)))
+    };
+    let mut forwarder = Forwarder::new(nic.map(NicSide::new), Upcalls::new(socket.sender()), lost)?;
+    let mut represented = Vec::new();
+    for (of, device) in representors {
+        forwarder.add_representor(Representor::new(of.port, device))?;
+        represented.push(of);
+    }
     let state = folder.join("datapaths.json");
-    let mut plane = Plane::new(to_forwarder.clone(), nic_ports, Links::new()?, state);
+    let mut plane = Plane::new(to_forwarder.clone(), nic_ports, links, state);
+    plane.set_representors(represented);
     // Whichever thread ends, by itself or not, ends the daemon.
     let end = move |what: &'static str, result: Result<()>| {
         if let Err(error) = result {
@@ -95,6 +112,7 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
         .name("forward".into())
         .spawn(move || end("forward", forwarder.run(&forwarder_inbox).map_err(Into::into)))?;
     plane.restore();
+    plane.unclaim_leftovers();
     let allowed = vec![nix::unistd::geteuid().as_raw()];
     let serve = Serve::new(Endpoint::new(socket, Server::new(allowed)), plane, LinkWatcher::new()?);
     let serving = Builder::new().name("serve".into()).spawn(move || end("serve", serve.run(&serve_inbox)))?;
@@ -113,6 +131,30 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     }
     drop(simulation);
     Ok(())
+}
+
+/// Makes the representors: of those ports that no device stands for and, of the simulated NIC's, that have a wire.
+fn make_representors(
+    args: &DaemonArgs,
+    nic: &dyn Nic,
+    nic_ports: &NicPorts,
+    links: &mut Links,
+) -> Result<Vec<(Represented, InternalPort)>> {
+    if args.no_representors {
+        return Ok(Vec::new());
+    }
+    let ports = &nic.caps().ports;
+    let has_wire =
+        |n: usize| args.nic != DaemonNic::Sim || args.wire_specs().any(|wire| usize::from(wire.port) == n);
+    let names = representor::names(ports, &args.representors).into_iter().enumerate();
+    let wanted = names.filter(|(n, (port, _))| has_wire(*n) && !nic_ports.is_named(*port));
+    let make = |(n, (port, name)): (usize, _)| {
+        let is_physical = ports.get(n).is_some_and(|caps| !caps.virtual_function);
+        // A virtual function's address is that of whoever has the function, not of the port that it is plugged into.
+        let address = if is_physical { nic.port_address(port).ok().filter(|a| *a != [0; 6]) } else { None };
+        representor::make(port, name, address, links)
+    };
+    wanted.map(make).collect()
 }
 
 /// The server's port ID.

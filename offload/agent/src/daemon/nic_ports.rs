@@ -59,6 +59,28 @@ impl NicPorts {
         Ok(Self { named, auto: Some(AutoWires { plugs, free, plugged: BTreeMap::new() }) })
     }
 
+    /// True if a device stands for the port.
+    pub fn is_named(&self, port: NicPort) -> bool {
+        self.named.values().any(|named| *named == port)
+    }
+
+    /// Has a device stand for a port.
+    pub fn name(&mut self, device: String, port: NicPort) {
+        self.named.insert(device, port);
+    }
+
+    /// A device has another name now.
+    pub fn rename(&mut self, old: &str, new: &str) {
+        if let Some(port) = self.named.remove(old) {
+            self.named.insert(new.to_owned(), port);
+        }
+        if let Some(auto) = &mut self.auto
+            && let Some(plugged) = auto.plugged.remove(old)
+        {
+            auto.plugged.insert(new.to_owned(), plugged);
+        }
+    }
+
     /// No device is or becomes a port of the NIC.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty() && self.auto.is_none()

@@ -2,7 +2,8 @@
 
 use super::mailbox::Inbox;
 use super::plane::Plane;
-use flowlift_ovs::backend::Backend;
+use flowlift_flow::PortNo;
+use flowlift_ovs::backend::{Backend, DpIndex};
 use flowlift_ovs::socket::{Endpoint, Next};
 use flowlift_port::link::{LinkChange, LinkWatcher};
 use nix::errno::Errno;
@@ -72,6 +73,20 @@ impl Serve {
         }
     }
 
+    /// Deletes a port whose device was deleted where nobody watches it.
+    pub fn device_lost(&mut self, dp: DpIndex, port: PortNo) {
+        if self.plane.is_without_device(dp, port) {
+            self.delete_port(dp, port);
+        }
+    }
+
+    fn delete_port(&mut self, dp: DpIndex, port: PortNo) {
+        match self.plane.vport_del(dp, port) {
+            Ok(()) => tracing::info!(port = port.0, "a port is gone with its device"),
+            Err(refusal) => tracing::warn!(port = port.0, %refusal, "a port without device stays"),
+        }
+    }
+
     /// Follows what becomes of the host's devices.
     fn follow_devices(&mut self) {
         let mut changes = Vec::new();
@@ -81,18 +96,12 @@ impl Serve {
         for change in &changes {
             match change {
                 LinkChange::Removed(link) => {
-                    for (dp, port) in self.plane.device_gone(link.index) {
-                        tracing::info!(device = link.name, "a port's device is gone");
-                        // The local port stays as long as its datapath.
-                        if port.0 != 0
-                            && let Err(refusal) = self.plane.vport_del(dp, port)
-                        {
-                            tracing::warn!(device = link.name, %refusal, "its port stays");
-                        }
+                    for (dp, port) in self.plane.device_gone(link) {
+                        self.delete_port(dp, port);
                     }
                 }
                 LinkChange::Added(link) | LinkChange::Changed { new: link, .. } => {
-                    self.plane.device_mtu(link.index, link.mtu);
+                    self.plane.device_is(link);
                 }
             }
         }

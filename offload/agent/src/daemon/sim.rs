@@ -21,10 +21,10 @@ pub(super) struct Simulation {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The device of the host at the other end of a wire.
+/// The device of the host that carries on the cable at the end of a wire; other ends are hosts of their own.
 pub(super) fn device(wire: &WireSpec) -> Option<&str> {
     match &wire.kind {
-        WireKind::Host(HostSpec::Tap(name) | HostSpec::Packet(name)) => Some(name),
+        WireKind::Host(HostSpec::Packet(name)) => Some(name),
         WireKind::Host(_) | WireKind::Pcap(..) | WireKind::Memory(_) => None,
     }
 }

@@ -99,15 +99,21 @@ pub struct Forwarder {
     nic: Option<NicSide>,
     exits: Exits,
     burst: Burst,
+    /// Hears of ports whose device is gone.
+    lost: Box<dyn Fn(DpIndex, PortNo) + Send>,
     running: bool,
 }
 
 impl Forwarder {
-    /// Without ports and datapaths.
+    /// Without ports and datapaths. `lost` hears of ports whose device is gone; it does not wait.
     ///
     /// # Errors
     /// The system gives no epoll descriptor.
-    pub fn new(nic: Option<NicSide>, upcalls: Upcalls) -> nix::Result<Self> {
+    pub fn new(
+        nic: Option<NicSide>,
+        upcalls: Upcalls,
+        lost: Box<dyn Fn(DpIndex, PortNo) + Send>,
+    ) -> nix::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         if let Some(interrupt) = nic.as_ref().and_then(|nic| nic.driver().interrupt()) {
             epoll.add(interrupt, EpollEvent::new(EpollFlags::EPOLLIN, INTERRUPT))?;
@@ -119,6 +125,7 @@ impl Forwarder {
             nic,
             exits: Exits::new(upcalls),
             burst: Burst::new(),
+            lost,
             running: true,
         })
     }
@@ -285,6 +292,18 @@ impl Forwarder {
         (inlet.map(|inlet| inlet.source.stats()), self.exits.upcalls.counters(dp, port))
     }
 
+    /// True if a port of the host has its device, wherever that is, or is none of the host.
+    pub fn has_device(&self, dp: DpIndex, port: PortNo) -> bool {
+        let inlet = self.inlets.iter().flatten().find(|i| (i.dp, i.port) == (dp, port));
+        inlet.is_none_or(|inlet| inlet.source.has_device())
+    }
+
+    /// True if a port of the NIC has a representor whose device is there, wherever that is.
+    pub fn has_representor(&mut self, port: NicPort) -> bool {
+        let representor = self.nic.as_mut().and_then(|nic| nic.representor(port));
+        representor.is_some_and(|representor| representor.has_device())
+    }
+
     /// Tells a port its device's MTU.
     pub fn set_mtu(&self, dp: DpIndex, port: PortNo, mtu: u32) {
         let inlet = self.inlets.iter().flatten().find(|i| (i.dp, i.port) == (dp, port));
@@ -354,7 +373,7 @@ impl Forwarder {
 
     /// Takes a burst from a port. True if there was something.
     fn receive(&mut self, n: usize) -> bool {
-        let Self { inlets, lanes, exits, burst, epoll, .. } = self;
+        let Self { inlets, lanes, exits, burst, epoll, lost, .. } = self;
         let Some(Some(inlet)) = inlets.get_mut(n) else { return false };
         let (dp, port) = (inlet.dp, inlet.port);
         let Some(lane) = lanes.get_mut(&dp) else { return false };
@@ -374,8 +393,10 @@ impl Forwarder {
         match received {
             Ok(count) => count > 0,
             Err(PortError::Link(LinkState::Gone)) => {
-                // It stays readable for ever. Whoever watches the host's devices takes the port away.
+                // It stays readable for ever. Whoever watches the host's devices takes the port away; a device that went in
+                // another namespace nobody watches.
                 let _ = epoll.delete(inlet.source.as_fd());
+                lost(dp, port);
                 false
             }
             Err(error) => {

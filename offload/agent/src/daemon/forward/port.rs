@@ -29,6 +29,14 @@ impl DevicePort {
         }
     }
 
+    /// True as long as the device is not deleted nor, unless it is an internal port's, moved to another namespace.
+    pub fn has_device(&self) -> bool {
+        match self {
+            Self::Netdev(port) => port.device().is_ok_and(|device| device.is_some()),
+            Self::Internal(port) => port.is_attached(),
+        }
+    }
+
     /// Frames longer than this and headers are dropped from now on.
     pub fn set_mtu(&self, mtu: u32) {
         if let Self::Internal(port) = self {

@@ -36,6 +36,11 @@ impl Representor {
         self.device.stats()
     }
 
+    /// True as long as the device is not deleted.
+    pub(super) fn has_device(&self) -> bool {
+        self.device.is_attached()
+    }
+
     /// Shows the host a packet that came from the port's wire.
     pub(super) fn show(&mut self, packet: &[u8]) {
         // A device that is down shows nothing, and the device has counted what it did not take.

@@ -69,6 +69,7 @@ impl Backend for Plane {
             ifindex,
             place: Place::Host,
             not_nic: None,
+            host_sees: None,
         };
         let dp = Dp {
             name,

@@ -4,6 +4,7 @@
 //! mailbox, and nobody waits for it, but for a delete, which wants the last counters.
 
 mod backend;
+mod device;
 mod flow;
 mod state;
 mod vport;
@@ -13,6 +14,7 @@ pub use flow::ShownFlow;
 use super::forward::{Forwarder, Targets};
 use super::mailbox::Mailbox;
 use super::nic_ports::NicPorts;
+use super::representor::Represented;
 use flowlift_driver::nic::NicPort;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{Datapath, DatapathStats, DpIndex, Features, MegaflowStats, Refusal, VportKind};
@@ -48,6 +50,8 @@ struct Port {
     place: Place,
     /// Why it is not the NIC's although it was to be.
     not_nic: Option<String>,
+    /// Why the host's stack sees its packets as well, if it does.
+    host_sees: Option<String>,
 }
 
 /// A datapath.
@@ -72,6 +76,7 @@ pub struct Plane {
     forwarder: Mailbox<Forwarder>,
     /// Devices of the host that stand for ports of the NIC.
     nic_ports: NicPorts,
+    representors: Vec<Represented>,
     links: RefCell<Links>,
     /// Where the next daemon finds datapaths and ports.
     state: Option<PathBuf>,
@@ -92,6 +97,8 @@ pub struct PortInfo {
     pub nic_port: Option<u16>,
     /// Why it is none although `--wire auto` was to make it one.
     pub not_nic: Option<String>,
+    /// Why the host's stack sees its packets as well, if it does.
+    pub host_sees: Option<String>,
     /// Frames and bytes received and sent, and frames dropped in each direction.
     pub rx_packets: u64,
     /// See above.
@@ -114,7 +121,9 @@ impl Plane {
     /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC, `state` is the file that
     /// [`Self::restore`] reads.
     pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links, state: PathBuf) -> Self {
-        Self { dps: BTreeMap::new(), forwarder, nic_ports, links: RefCell::new(links), state: Some(state) }
+        let links = RefCell::new(links);
+        let (dps, representors) = (BTreeMap::new(), Vec::new());
+        Self { dps, forwarder, nic_ports, representors, links, state: Some(state) }
     }
 
     fn dp(&self, dp: DpIndex) -> Result<&Dp, Refusal> {
@@ -153,26 +162,6 @@ impl Plane {
     /// What the softpath counted in a datapath.
     pub fn softpath_counters(&self, dp: DpIndex) -> Option<softpath::Counters> {
         Some(self.dps.get(&dp)?.table.borrow().counters())
-    }
-
-    /// Forgets the device with this index, which the host has no more; the ports that it was.
-    pub fn device_gone(&mut self, ifindex: u32) -> Vec<(DpIndex, PortNo)> {
-        let mut gone = Vec::new();
-        for (index, dp) in &self.dps {
-            let is_it = |(_, port): &(&PortNo, &Port)| port.ifindex == ifindex && ifindex != 0;
-            gone.extend(dp.ports.iter().filter(is_it).map(|(number, _)| (*index, *number)));
-        }
-        gone
-    }
-
-    /// Tells the port of a device its MTU.
-    pub fn device_mtu(&self, ifindex: u32, mtu: u32) {
-        for (index, dp) in &self.dps {
-            for (number, _) in dp.ports.iter().filter(|(_, port)| port.ifindex == ifindex) {
-                let (index, number) = (*index, *number);
-                self.forwarder.send(move |forwarder| forwarder.set_mtu(index, number, mtu));
-            }
-        }
     }
 
     fn describe(dp: &Dp) -> Datapath {

@@ -64,21 +64,22 @@ impl Plane {
             return Err(Refusal::Exists(name));
         }
         let number = dp.port_number(port)?;
-        let mut not_nic = None;
+        let (mut not_nic, mut host_sees) = (None, None);
         let (place, ifindex) = match kind {
             VportKind::Netdev => {
-                let ifindex = if_nametoindex(name.as_str()).map_err(|_| Refusal::NoNetdev(name.clone()))?;
+                let link = self.candidate(&name)?;
                 let place = match self.nic_ports.take(&name) {
                     Ok(nic_port) => self.add_nic_port(index, number, nic_port, &name)?,
                     Err(why) => {
                         not_nic = why;
-                        let source =
-                            PacketPort::open(&name).map_err(|error| refusal(&name, "cannot open", error))?;
+                        let source = PacketPort::open_index(link.index)
+                            .map_err(|error| refusal(&name, "cannot open", error))?;
                         self.add_host_port(index, number, DevicePort::Netdev(source), &name)?;
                         Place::Host
                     }
                 };
-                (place, ifindex)
+                host_sees = self.claim(&link);
+                (place, link.index)
             }
             VportKind::Internal => {
                 let (source, ifindex) = open_internal(&name)?;
@@ -92,7 +93,7 @@ impl Plane {
         if let Some(why) = &not_nic {
             tracing::warn!(device = name, why, "not a port of the NIC");
         }
-        let port = Port { name, kind, upcall_pids, ifindex, place, not_nic };
+        let port = Port { name, kind, upcall_pids, ifindex, place, not_nic, host_sees };
         self.dp_mut(index)?.ports.insert(number, port);
         self.tell_targets(index);
         Ok(number)
@@ -111,7 +112,7 @@ impl Plane {
             return Ok(Place::Nic(nic_port));
         }
         self.nic_ports.release(name);
-        Err(Refusal::Busy(format!("the NIC of {name}, by another datapath,")))
+        Err(Refusal::Busy(format!("{name}, a port of the NIC that has another number already,")))
     }
 
     /// Gives a port of the host to the forwarder.
@@ -129,6 +130,9 @@ impl Plane {
     pub(super) fn remove_vport(&mut self, index: DpIndex, number: PortNo) -> Result<(), Refusal> {
         let port = self.dp_mut(index)?.ports.remove(&number).ok_or(Refusal::NoVport)?;
         let source = self.ask(move |f| f.remove_port(index, number))?;
+        if port.kind == VportKind::Netdev {
+            self.unclaim(port.ifindex);
+        }
         // The device of an internal port is ours to take away.
         if let Some(DevicePort::Internal(device)) = source
             && let Err(error) = device.delete()
@@ -147,6 +151,7 @@ impl Plane {
         let (stats, upcalls) = self.ask(move |f| f.port_counters(index, number)).ok()?;
         let stats = match (port.place, stats) {
             (Place::Host, Some(stats)) => of_host(&stats),
+            (Place::Nic(nic), _) if self.is_represented(nic) => self.of_nic_port(nic).unwrap_or_default(),
             (Place::Nic(_), _) => self.of_device(port.ifindex).unwrap_or_default(),
             (Place::Host, None) => VportStats::default(),
         };
@@ -176,6 +181,19 @@ impl Plane {
         })
     }
 
+    /// The counters of a port of the NIC.
+    fn of_nic_port(&self, port: NicPort) -> Option<VportStats> {
+        let counters = self.ask(move |f| f.nic_port_counters(port)).ok()??;
+        Some(VportStats {
+            rx_packets: counters.rx_packets,
+            tx_packets: counters.tx_packets,
+            rx_bytes: counters.rx_bytes,
+            tx_bytes: counters.tx_bytes,
+            tx_dropped: counters.tx_dropped,
+            ..VportStats::default()
+        })
+    }
+
     /// All ports, for people.
     pub fn ports(&self) -> Vec<PortInfo> {
         let mut all = Vec::new();
@@ -199,6 +217,7 @@ impl Plane {
                         Place::Host => None,
                     },
                     not_nic: port.not_nic.clone(),
+                    host_sees: port.host_sees.clone(),
                     rx_packets: stats.rx_packets,
                     rx_bytes: stats.rx_bytes,
                     rx_dropped: stats.rx_dropped + stats.rx_errors,
