@@ -105,15 +105,14 @@ impl Plane {
     pub fn device_gone(&mut self, link: &Link) -> Vec<(DpIndex, PortNo)> {
         let mut gone = Vec::new();
         for (index, number, kind) in self.ports_of(link.index) {
-            // The local port stays as long as its datapath.
-            if kind != VportKind::Internal {
-                gone.push((index, number));
-            } else if number != LOCAL && !self.has_device(index, number) {
-                gone.push((index, number));
-            } else {
+            // The local port stays as long as its datapath, an internal one as long as it has a device anywhere.
+            let stays = kind == VportKind::Internal && (number == LOCAL || self.has_device(index, number));
+            if stays {
                 // Elsewhere its index means nothing and its MTU is not told.
                 self.with_port(index, number, |port| port.ifindex = 0);
                 self.forwarder.send(move |forwarder| forwarder.set_mtu(index, number, u32::MAX));
+            } else {
+                gone.push((index, number));
             }
         }
         if let Some(n) = self.representors.iter().position(|other| other.ifindex == Some(link.index)) {
