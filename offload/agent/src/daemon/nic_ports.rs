@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 /// See the module's head.
 pub struct NicPorts {
     named: BTreeMap<String, NicPort>,
+    /// How many ports the NIC has.
+    ports: usize,
     auto: Option<AutoWires>,
 }
 
@@ -27,7 +29,7 @@ struct AutoWires {
 impl NicPorts {
     /// Without a NIC.
     pub fn none() -> Self {
-        Self { named: BTreeMap::new(), auto: None }
+        Self { named: BTreeMap::new(), ports: 0, auto: None }
     }
 
     /// What the command line says of the NIC's `ports`. `plugs` is the simulated NIC's.
@@ -49,14 +51,18 @@ impl NicPorts {
             }
         }
         if !args.wires.contains(&DaemonWire::Auto) {
-            return Ok(Self { named, auto: None });
+            return Ok(Self { named, ports: ports.len(), auto: None });
         }
         let Some(plugs) = plugs else { bail!("--wire auto needs the simulated NIC: --nic sim") };
         let wired: Vec<u16> = args.wire_specs().map(|wire| wire.port).collect();
         let free =
             (0..).zip(ports).filter(|(n, port)| !wired.contains(n) && !named.values().any(|p| p == *port));
         let free = free.map(|(n, port)| (n, *port)).collect();
-        Ok(Self { named, auto: Some(AutoWires { plugs, free, plugged: BTreeMap::new() }) })
+        Ok(Self {
+            named,
+            ports: ports.len(),
+            auto: Some(AutoWires { plugs, free, plugged: BTreeMap::new() }),
+        })
     }
 
     /// True if a device stands for the port.
@@ -99,9 +105,9 @@ impl NicPorts {
             return Ok(*port);
         }
         let Some((number, port)) = free.pop_first() else {
-            let ports = self.named.len() + plugged.len();
             return Err(Some(format!(
-                "each of the NIC's {ports} ports has a wire; a larger --profile has more"
+                "each of the NIC's {} ports has a wire; a larger --profile has more",
+                self.ports
             )));
         };
         let spec = WireSpec { port: number, kind: WireKind::Host(HostSpec::Packet(device.to_owned())) };
@@ -157,10 +163,11 @@ mod tests {
 
     #[test]
     fn without_auto_only_named_devices_are_the_nics() {
-        let mut ports = ports("--port a=p2 --wire p0=tap:b", None).unwrap();
+        let mut ports = ports("--port a=p2 --wire p0=packet:b --wire p1=tap:d", None).unwrap();
         assert!(!ports.is_empty());
         assert_eq!((ports.take("a"), ports.take("b")), (Ok(NicPort(3)), Ok(NicPort(1))));
         assert_eq!(ports.take("c"), Err(None));
+        assert_eq!(ports.take("d"), Err(None), "a host at the end of a wire");
         ports.release("a");
         assert_eq!(ports.take("a"), Ok(NicPort(3)), "named for good");
     }
@@ -180,6 +187,6 @@ mod tests {
         let mut none = ports(all, Some(server.plugs())).unwrap();
         let why = none.take("d").unwrap_err().expect("a reason");
         assert!(why.contains("each of the NIC's 3 ports has a wire"), "{why}");
-        assert_eq!(none.take("c"), Ok(NicPort(3)));
+        assert_eq!((none.take("b"), none.take("c").is_ok()), (Ok(NicPort(2)), false));
     }
 }
