@@ -75,15 +75,18 @@ impl Shared {
 
     /// Counters for a new worker.
     fn adopt(&self) -> Arc<WorkerShared> {
-        let mut workers = self.workers();
-        workers.idle.pop().unwrap_or_else(|| {
-            let fresh = Arc::new(WorkerShared {
-                flows: FlowCounters::new(self.config.max_flows),
-                counters: SharedCounters::default(),
-            });
-            workers.all.push(Arc::clone(&fresh));
-            fresh
-        })
+        let idle = self.workers().idle.pop();
+        idle.unwrap_or_else(|| self.fresh())
+    }
+
+    /// Counters at zero.
+    fn fresh(&self) -> Arc<WorkerShared> {
+        let fresh = Arc::new(WorkerShared {
+            flows: FlowCounters::new(self.config.max_flows),
+            counters: SharedCounters::default(),
+        });
+        self.workers().all.push(Arc::clone(&fresh));
+        fresh
     }
 
     /// Takes the counters of a worker that ends.
@@ -126,6 +129,8 @@ pub struct Datapath {
     table: FlowTable,
     meters: Meters,
     shared: Arc<Shared>,
+    /// What flows had seen before they came here, counted like a worker's packets.
+    carried: Option<Arc<WorkerShared>>,
 }
 
 impl Datapath {
@@ -139,7 +144,7 @@ impl Datapath {
             meters: Arc::clone(meters.slots()),
             workers: Mutex::default(),
         };
-        Self { table, meters, shared: Arc::new(shared) }
+        Self { table, meters, shared: Arc::new(shared), carried: None }
     }
 
     /// A worker, for a thread of its own.
@@ -165,6 +170,15 @@ impl Datapath {
     /// Sets a flow's statistics to zero (U2); false if there is no such flow.
     pub fn clear_stats(&mut self, id: FlowId) -> bool {
         self.table.clear_stats(id)
+    }
+
+    /// Has a flow's statistics begin with what it has seen elsewhere; false if there is no such flow.
+    pub fn carry_stats(&mut self, id: FlowId, stats: &FlowStats) -> bool {
+        let Some(generation) = self.table.with(id, FlowRecord::stats_generation) else { return false };
+        let carried = self.carried.get_or_insert_with(|| self.shared.fresh());
+        let Some(entry) = carried.flows.entry(id.slot) else { return false };
+        entry.set(generation, stats);
+        true
     }
 
     /// Deletes a flow; `None` if there is no such flow. Packets that workers have looked up already are waited for

@@ -96,6 +96,18 @@ impl FlowEntry {
         }
     }
 
+    /// Sets the flow's counters.
+    pub fn set(&self, generation: u32, stats: &FlowStats) {
+        let owner = self.owner.load(Ordering::Relaxed);
+        if (owner >> 32) as u32 != generation && !self.restart(owner, generation) {
+            return;
+        }
+        self.packets.store(stats.packets, Ordering::Relaxed);
+        self.bytes.store(stats.bytes, Ordering::Relaxed);
+        self.used.store(stats.used.unwrap_or(0), Ordering::Relaxed);
+        self.owner.store(u64::from(generation) << 32 | u64::from(stats.tcp_flags), Ordering::Release);
+    }
+
     /// Hands the entry over to a newer generation; false if `generation` is the older one.
     #[cold]
     fn restart(&self, owner: u64, generation: u32) -> bool {

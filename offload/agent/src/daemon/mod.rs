@@ -14,6 +14,7 @@
 
 pub mod commands;
 pub mod forward;
+pub mod journal;
 pub mod mailbox;
 mod nic_ports;
 pub mod plane;
@@ -98,8 +99,7 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
         forwarder.add_representor(Representor::new(of.port, device))?;
         represented.push(of);
     }
-    let state = folder.join("datapaths.json");
-    let mut plane = Plane::new(to_forwarder.clone(), nic_ports, links, state);
+    let mut plane = Plane::new(to_forwarder.clone(), nic_ports, links);
     plane.set_representors(represented);
     // Whichever thread ends, by itself or not, ends the daemon.
     let end = move |what: &'static str, result: Result<()>| {
@@ -111,7 +111,7 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     let forward = Builder::new()
         .name("forward".into())
         .spawn(move || end("forward", forwarder.run(&forwarder_inbox).map_err(Into::into)))?;
-    plane.restore();
+    plane.restore(&folder);
     plane.unclaim_leftovers();
     let allowed = vec![nix::unistd::geteuid().as_raw()];
     let serve = Serve::new(Endpoint::new(socket, Server::new(allowed)), plane, LinkWatcher::new()?);
@@ -124,9 +124,11 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     let signal = signals.wait()?;
     tracing::info!(%signal, "stopping");
     drop(control);
+    // In this order: the last counters are asked of the other thread.
     to_serve.send(Serve::stop);
+    let served = serving.join();
     to_forwarder.send(Forwarder::stop);
-    if serving.join().is_err() | forward.join().is_err() {
+    if served.is_err() | forward.join().is_err() {
         bail!("a thread panicked");
     }
     drop(simulation);

@@ -55,6 +55,7 @@ impl Serve {
         loop {
             inbox.run(&mut self, JOBS);
             if !self.running {
+                self.plane.close();
                 return Ok(());
             }
             self.follow_devices();

@@ -91,7 +91,10 @@ impl Backend for Plane {
         for port in ports {
             self.remove_vport(dp, port)?;
         }
-        self.dps.remove(&dp);
+        self.log(|journal| journal.forget(dp));
+        if let Some(gone) = self.dps.remove(&dp) {
+            gone.table.borrow().meter_ids().for_each(|id| self.log(|journal| journal.meter(dp, id, None)));
+        }
         self.save();
         self.ask(move |f| f.remove_datapath(dp))
     }
@@ -232,23 +235,27 @@ impl Backend for Plane {
         Ok(())
     }
 
-    fn meter_set(&mut self, dp: DpIndex, id: u32, new: MeterConfig) -> Result<Option<MeterStats>, Refusal> {
+    fn meter_set(
+        &mut self,
+        index: DpIndex,
+        id: u32,
+        new: MeterConfig,
+    ) -> Result<Option<MeterStats>, Refusal> {
         let MeterConfig { kbps, bands, packets: _, bytes: _, clear: _ } = new;
         let unit = if kbps { MeterUnit::Kbps } else { MeterUnit::Pktps };
         let bands =
             bands.iter().map(|band| softpath::MeterBand { rate: band.rate, burst: band.burst }).collect();
-        let dp = self.dp_mut(dp)?;
+        let dp = self.dp_mut(index)?;
         if id >= MAX_METERS {
             dp.probed_meters.insert(id);
             return Ok(None);
         }
-        let before =
-            dp.table.get_mut().set_meter(id, softpath::MeterConfig { unit, bands }).map_err(|error| {
-                match error {
-                    MeterError::Id(_) => Refusal::Full("the list of meters".into()),
-                    error => Refusal::Invalid(error.to_string()),
-                }
-            })?;
+        let config = softpath::MeterConfig { unit, bands };
+        let before = dp.table.get_mut().set_meter(id, config.clone()).map_err(|error| match error {
+            MeterError::Id(_) => Refusal::Full("the list of meters".into()),
+            error => Refusal::Invalid(error.to_string()),
+        })?;
+        self.log(|journal| journal.meter(index, id, Some(config)));
         Ok(before.map(meter_stats))
     }
 
@@ -261,12 +268,14 @@ impl Backend for Plane {
         table.meter(id).map(|(_, stats)| meter_stats(stats)).ok_or(Refusal::NoMeter)
     }
 
-    fn meter_del(&mut self, dp: DpIndex, id: u32) -> Result<Option<MeterStats>, Refusal> {
-        let dp = self.dp_mut(dp)?;
+    fn meter_del(&mut self, index: DpIndex, id: u32) -> Result<Option<MeterStats>, Refusal> {
+        let dp = self.dp_mut(index)?;
         if dp.probed_meters.remove(&id) {
             return Ok(Some(MeterStats::default()));
         }
-        Ok(dp.table.get_mut().delete_meter(id).map(meter_stats))
+        let before = dp.table.get_mut().delete_meter(id).map(meter_stats);
+        self.log(|journal| journal.meter(index, id, None));
+        Ok(before)
     }
 
     fn ct_limit_set(&mut self, dp: DpIndex, _: &[ZoneLimit]) -> Result<(), Refusal> {

@@ -30,6 +30,12 @@ impl ShownFlow {
         sum(&self.software, self.nic.as_ref().map(|nic| (nic.counters, nic.used_ms)))
     }
 
+    /// The same, for the next daemon.
+    fn total(&self) -> (softpath::FlowId, softpath::FlowStats) {
+        let FlowStats { packets, bytes, used_ms: used, tcp_flags } = self.stats();
+        (self.id, softpath::FlowStats { packets, bytes, used, tcp_flags: tcp_flags.into() })
+    }
+
     fn view(&self) -> FlowView<'_> {
         FlowView {
             ufid: self.flow.ufid,
@@ -136,7 +142,11 @@ impl Plane {
         } else if !dp.probes.contains(&id) {
             self.forwarder.send(move |f| f.flow_put(index, id));
         }
-        let Some(mut shown) = self.dp(index)?.show(id) else { return Err(Refusal::NoFlow) };
+        let dp = self.dp(index)?;
+        let Some(mut shown) = dp.show(id) else { return Err(Refusal::NoFlow) };
+        if !dp.probes.contains(&id) {
+            self.log(|journal| journal.put(index, id, &shown.flow));
+        }
         if !created {
             self.add_nic(index, std::slice::from_mut(&mut shown))?;
         }
@@ -155,6 +165,7 @@ impl Plane {
     ) -> Result<(), Refusal> {
         let dp = self.dp_mut(index)?;
         let id = dp.find(id)?;
+        let changed = actions.is_some();
         if let Some(actions) = actions {
             let table = dp.table.get_mut();
             let matching = table.flow(id).ok_or(Refusal::NoFlow)?.matching;
@@ -167,10 +178,14 @@ impl Plane {
         let mut shown = self.dp(index)?.show(id).ok_or(Refusal::NoFlow)?;
         self.add_nic(index, std::slice::from_mut(&mut shown))?;
         show(shown.view());
+        if changed && !self.dp(index)?.probes.contains(&id) {
+            self.log(|journal| journal.put(index, id, &shown.flow));
+        }
         if clear {
             // Hardware's counters cannot be cleared: it gives them up with the flow, which is offered anew.
             self.ask(move |f| f.flow_remove(index, &[id]))?;
             self.dp_mut(index)?.table.get_mut().clear_stats(id);
+            self.log(|journal| journal.counted(index, vec![(id, Default::default())]));
             self.forwarder.send(move |f| f.flow_put(index, id));
         }
         Ok(())
@@ -196,6 +211,7 @@ impl Plane {
         let table = dp.table.get_mut();
         let flow = table.flow(id).ok_or(Refusal::NoFlow)?;
         let deleted = table.delete(id).ok_or(Refusal::NoFlow)?;
+        self.log(|journal| journal.delete(index, id));
         show(FlowView {
             ufid: flow.ufid,
             matching: &flow.matching,
@@ -210,6 +226,7 @@ impl Plane {
         let dp = self.dp(index)?;
         let mut shown = dp.show(dp.find(id)?).ok_or(Refusal::NoFlow)?;
         self.add_nic(index, std::slice::from_mut(&mut shown))?;
+        self.log(|journal| journal.counted(index, vec![shown.total()]));
         Ok(shown)
     }
 
@@ -230,6 +247,7 @@ impl Plane {
                 chunk.len() < CHUNK
             });
             self.add_nic(index, &mut chunk)?;
+            self.log(|journal| journal.counted(index, chunk.iter().map(ShownFlow::total).collect()));
             for flow in &chunk {
                 if show(flow).is_break() {
                     return Ok(Some(FlowCursor(flow.id.slot.into())));
@@ -254,6 +272,7 @@ impl Plane {
         let dp = self.dp_mut(index)?;
         dp.table.get_mut().flush();
         dp.probes.clear();
+        self.log(|journal| journal.forget(index));
         self.forwarder.send(move |f| f.flow_flush(index));
         Ok(())
     }

@@ -12,6 +12,7 @@ mod vport;
 pub use flow::ShownFlow;
 
 use super::forward::{Forwarder, Targets};
+use super::journal::Journal;
 use super::mailbox::Mailbox;
 use super::nic_ports::NicPorts;
 use super::representor::Represented;
@@ -78,8 +79,10 @@ pub struct Plane {
     nic_ports: NicPorts,
     representors: Vec<Represented>,
     links: RefCell<Links>,
-    /// Where the next daemon finds datapaths and ports.
+    /// Where the next daemon finds datapaths and ports; `None` before [`Self::restore`].
     state: Option<PathBuf>,
+    /// Where it finds flows and meters.
+    journal: Option<Journal>,
 }
 
 /// A port for people.
@@ -118,12 +121,11 @@ pub struct PortInfo {
 }
 
 impl Plane {
-    /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC, `state` is the file that
-    /// [`Self::restore`] reads.
-    pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links, state: PathBuf) -> Self {
+    /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC.
+    pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links) -> Self {
         let links = RefCell::new(links);
         let (dps, representors) = (BTreeMap::new(), Vec::new());
-        Self { dps, forwarder, nic_ports, representors, links, state: Some(state) }
+        Self { dps, forwarder, nic_ports, representors, links, state: None, journal: None }
     }
 
     fn dp(&self, dp: DpIndex) -> Result<&Dp, Refusal> {

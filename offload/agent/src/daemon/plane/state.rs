@@ -1,15 +1,23 @@
 //! What a daemon finds of the one before it: datapaths and their ports, with who gets their upcalls.
 //!
-//! Saved whenever one of them changes, in one step, so that a daemon killed at any moment leaves a whole file. Flows are not
-//! in it: ovs-vswitchd installs them again as their packets come. The devices of internal ports outlive the daemon, and a
+//! Saved whenever one of them changes, in one step, so that a daemon killed at any moment leaves a whole file. Flows and meters are
+//! in a file of their own ([`crate::daemon::journal`]). The devices of internal ports outlive the daemon, and a
 //! datapath's handle is its local port's interface index; so ovs-vswitchd goes on with the handles that it has.
+//!
+//! A datapath has its flows before it has its ports, so no packet of theirs misses.
 
 use super::{LOCAL, Plane};
+use crate::daemon::journal::{self, Journal, SavedFlows};
 use flowlift_flow::PortNo;
-use flowlift_ovs::backend::{Backend, DatapathChange, Features, NewDatapath, NewVport, Refusal, VportKind};
+use flowlift_ovs::backend::{
+    Backend, DatapathChange, DpIndex, Features, FlowCursor, NewDatapath, NewVport, Refusal, VportKind,
+};
+use flowlift_softpath::PutMode;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -65,10 +73,9 @@ impl Plane {
         }
     }
 
-    /// Makes what the daemon before had, as far as its devices are still there.
-    pub fn restore(&mut self) {
-        // Nothing is saved before all is restored.
-        let Some(path) = self.state.take() else { return };
+    /// Makes what the daemon before had, as far as its devices are still there. From now on, all is saved in this folder.
+    pub fn restore(&mut self, folder: &Path) {
+        let (path, flows) = (folder.join("datapaths.json"), folder.join("flows.journal"));
         let saved: Vec<SavedDatapath> = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 tracing::warn!(path = %path.display(), %error, "not the state of a daemon");
@@ -80,18 +87,78 @@ impl Plane {
                 Vec::new()
             }
         };
+        let mut saved_flows = journal::read(&flows);
+        match Journal::start(&flows) {
+            Ok(journal) => self.journal = Some(journal),
+            Err(error) => {
+                tracing::warn!(path = %flows.display(), %error, "flows are not saved for the next daemon");
+            }
+        }
         for dp in saved {
             let name = dp.name.clone();
-            match self.restore_datapath(dp) {
+            match self.restore_datapath(dp, &mut saved_flows) {
                 Ok(ports) => tracing::info!(name, ports, "datapath found again"),
                 Err(refusal) => tracing::warn!(name, %refusal, "a datapath could not be made again"),
             }
         }
         self.state = Some(path);
         self.save();
+        self.log(Journal::publish);
     }
 
-    fn restore_datapath(&mut self, saved: SavedDatapath) -> Result<usize, Refusal> {
+    /// Saves what the next daemon is to know of the end of this one.
+    pub fn close(&mut self) {
+        for index in self.dps.keys() {
+            // Counters are saved as they are shown. A datapath that is there can be shown.
+            let _ = self.dump_flows(*index, FlowCursor::default(), &mut |_| ControlFlow::Continue(()));
+        }
+        if let Some(journal) = self.journal.take() {
+            journal.close();
+        }
+    }
+
+    /// Tells the journal something, if there is one.
+    pub(super) fn log(&self, tell: impl FnOnce(&Journal)) {
+        if let Some(journal) = &self.journal {
+            tell(journal);
+        }
+    }
+
+    fn restore_flows(&mut self, index: DpIndex, saved: SavedFlows) {
+        let Some(dp) = self.dps.get_mut(&index) else { return };
+        let table = dp.table.get_mut();
+        let (mut flows, mut refused) = (0, 0);
+        for (flow, stats) in saved.flows {
+            let Ok(put) = table.put_with(&flow, PutMode::CREATE) else {
+                refused += 1;
+                continue;
+            };
+            flows += 1;
+            table.carry_stats(put.id, &stats);
+            if let Some(journal) = &self.journal {
+                journal.put(index, put.id, &flow);
+                journal.counted(index, vec![(put.id, stats)]);
+            }
+        }
+        let mut meters = 0;
+        for (id, config) in saved.meters {
+            if table.set_meter(id, config.clone()).is_err() {
+                refused += 1;
+                continue;
+            }
+            meters += 1;
+            if let Some(journal) = &self.journal {
+                journal.meter(index, id, Some(config));
+            }
+        }
+        tracing::info!(datapath = dp.name, flows, meters, refused, "flows found again");
+    }
+
+    fn restore_datapath(
+        &mut self,
+        saved: SavedDatapath,
+        flows: &mut BTreeMap<DpIndex, SavedFlows>,
+    ) -> Result<usize, Refusal> {
         let index = self.datapath_new(NewDatapath {
             name: saved.name,
             features: Features(saved.features & self.capabilities().features.0),
@@ -104,6 +171,10 @@ impl Plane {
             index,
             DatapathChange { per_cpu_pids: Some(saved.per_cpu_pids), ..Default::default() },
         )?;
+        // The handle is another one if the local port's device is not the one that it was: then nothing is as it was.
+        if let Some(flows) = flows.remove(&index) {
+            self.restore_flows(index, flows);
+        }
         let mut ports = 0;
         for port in saved.ports {
             let name = port.name.clone();

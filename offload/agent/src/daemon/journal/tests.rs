@@ -1,0 +1,144 @@
+//! The journal on files: what is read is what was written, and a damaged one is believed up to the damage.
+
+use super::record::{self, Damage, Record, decode_flow, encode_flow};
+use super::*;
+use flowlift_flow::text::{NoNames, parse_dump_line};
+use flowlift_flow::{Action, PortNo};
+use flowlift_softpath::{MeterBand, MeterUnit};
+use std::fs;
+
+const DP: DpIndex = DpIndex(7);
+
+fn bundled() -> Vec<Flow> {
+    let text = include_str!("../../../../../fixtures/flows/bundled.m-no-names.txt");
+    let lines = text.lines().filter(|line| line.starts_with("ufid:"));
+    lines.map(|line| parse_dump_line(line, &NoNames).unwrap().flow).collect()
+}
+
+fn id(slot: u32, generation: u32) -> FlowId {
+    FlowId { slot, generation }
+}
+
+fn seen(packets: u64) -> FlowStats {
+    FlowStats { packets, bytes: packets * 100, used: Some(1_000 + packets), tcp_flags: 0x12 }
+}
+
+/// The state after a daemon that does this ends.
+fn after(path: &Path, life: impl FnOnce(&Journal)) -> BTreeMap<DpIndex, SavedFlows> {
+    let journal = Journal::start(path).unwrap();
+    life(&journal);
+    journal.publish();
+    journal.close();
+    read(path)
+}
+
+#[test]
+fn every_bundled_flow_comes_back_as_it_was() {
+    let flows = bundled();
+    assert!(flows.len() > 50, "{} flows", flows.len());
+    for flow in flows {
+        let bytes = encode_flow(&flow).unwrap();
+        let back = decode_flow(&bytes).unwrap_or_else(|error| panic!("{error}: {flow:?}"));
+        assert_eq!((back.ufid, &back.actions), (flow.ufid, &flow.actions));
+        let masked = |flow: &Flow| (flow.matching.mask.clone(), flow.matching.mask.apply(&flow.matching.key));
+        assert_eq!(masked(&back), masked(&flow), "{flow:?}");
+        assert_eq!(decode_flow(&encode_flow(&back).unwrap()).unwrap(), back, "from then on exactly");
+    }
+}
+
+#[test]
+fn the_next_daemon_reads_what_this_one_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flows.journal");
+    let flows: Vec<Flow> =
+        bundled().iter().map(|flow| decode_flow(&encode_flow(flow).unwrap()).unwrap()).collect();
+    let meter = MeterConfig { unit: MeterUnit::Kbps, bands: vec![MeterBand { rate: 5, burst: 6 }] };
+    let new_actions = Flow { actions: vec![Action::Output(PortNo(9))], ..flows[0].clone() };
+    let saved = after(&path, |journal| {
+        journal.put(DP, id(0, 1), &flows[0]);
+        journal.put(DP, id(1, 1), &flows[1]);
+        journal.put(DP, id(2, 1), &flows[2]);
+        journal.counted(DP, vec![(id(0, 1), seen(5)), (id(1, 1), seen(6)), (id(9, 1), seen(7))]);
+        journal.put(DP, id(0, 1), &new_actions);
+        journal.delete(DP, id(1, 1));
+        journal.put(DP, id(1, 2), &flows[3]);
+        journal.counted(DP, vec![(id(1, 1), seen(8))]);
+        journal.meter(DP, 3, Some(meter.clone()));
+        journal.meter(DP, 4, Some(meter.clone()));
+        journal.meter(DP, 4, None);
+        journal.put(DpIndex(8), id(0, 1), &flows[4]);
+        journal.forget(DpIndex(8));
+    });
+    let none = FlowStats::default();
+    let expected = SavedFlows {
+        flows: vec![(new_actions, seen(5)), (flows[3].clone(), none), (flows[2].clone(), none)],
+        meters: vec![(3, meter)],
+    };
+    assert_eq!(saved, BTreeMap::from([(DP, expected)]));
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    // A daemon that ends before it has found all again leaves the file of the one before.
+    let journal = Journal::start(&path).unwrap();
+    journal.put(DP, id(0, 1), &flows[5]);
+    journal.close();
+    assert_eq!(read(&path), saved);
+}
+
+#[test]
+fn a_long_journal_is_rewritten_and_says_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flows.journal");
+    let flow = decode_flow(&encode_flow(&bundled()[0]).unwrap()).unwrap();
+    let each = encode_flow(&flow).unwrap().len() as u64;
+    const TIMES: u64 = 60_000;
+    let saved = after(&path, |journal| {
+        // Known to be there before the long part, so that it may be rewritten.
+        journal.publish();
+        for n in 0..TIMES {
+            let name = id(n as u32 % 3, 1);
+            journal.put(DP, name, &flow);
+            journal.counted(DP, vec![(name, seen(n))]);
+        }
+    });
+    let len = fs::metadata(&path).unwrap().len();
+    assert!(len < 6 << 20 && len < TIMES * each, "{len} bytes");
+    let counted: Vec<FlowStats> = saved[&DP].flows.iter().map(|(_, stats)| *stats).collect();
+    assert_eq!(counted, [seen(TIMES - 3), seen(TIMES - 2), seen(TIMES - 1)]);
+    assert!(saved[&DP].flows.iter().all(|(found, _)| *found == flow));
+}
+
+#[test]
+fn a_damaged_journal_is_believed_up_to_the_damage() {
+    let mut bytes = Vec::new();
+    let flow = encode_flow(&bundled()[0]).unwrap();
+    Record::Header("this boot".into()).encode(&mut bytes);
+    let ends: Vec<usize> = (0..3)
+        .map(|n| {
+            Record::Put(DP, id(n, 1), flow.clone()).encode(&mut bytes);
+            bytes.len()
+        })
+        .collect();
+    let count = |bytes: &[u8]| {
+        let mut records = 0;
+        (record::read(bytes, "this boot", |_| records += 1), records)
+    };
+    assert_eq!(count(&bytes), (Ok(()), 3));
+    for cut in 0..bytes.len() {
+        let (result, records) = count(&bytes[..cut]);
+        assert_eq!(records, ends.iter().filter(|end| **end <= cut).count(), "cut at {cut}");
+        let whole = ends.contains(&cut) || cut + ends[1] - ends[0] == ends[0];
+        assert_eq!(result.is_ok(), whole, "cut at {cut}: {result:?}");
+    }
+    for at in 0..bytes.len() {
+        let mut bad = bytes.clone();
+        bad[at] ^= 0x10;
+        let (result, records) = count(&bad);
+        assert!(result.is_err(), "byte {at} changed");
+        assert_eq!(records, ends.iter().filter(|end| **end <= at).count(), "byte {at} changed");
+    }
+    let from = |boot: &str| record::read(&bytes, boot, |_| panic!("nothing of it is believed"));
+    assert_eq!(from("another boot"), Err(Damage::OtherBoot));
+    let nothing = |bytes: &[u8]| record::read(bytes, "this boot", |_| ());
+    assert_eq!(nothing(b""), Err(Damage::NoJournal));
+    assert_eq!(nothing(&[0xff; 100]), Err(Damage::NoJournal));
+}
