@@ -2,8 +2,10 @@
 
 mod check;
 mod header;
+mod tunnel;
 
 pub use check::{ActionError, ActionErrorKind, MAX_NESTING, validate};
+pub use tunnel::{TnlHeader, TnlPush, VxlanHeader};
 
 use crate::{Key, MacAddr, PortNo};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -335,17 +337,4 @@ pub enum NatDirection {
     Src,
     /// Destination.
     Dst,
-}
-
-/// Argument of tnl_push: a ready-made outer header.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct TnlPush {
-    /// Tunnel vport.
-    pub tnl_port: PortNo,
-    /// Port to send the encapsulated packet to.
-    pub out_port: PortNo,
-    /// `OVS_VPORT_TYPE_*` of the tunnel.
-    pub tnl_type: u32,
-    /// The header's text between `header(` and its closing parenthesis, as OVS prints it.
-    pub header: String,
 }

@@ -3,13 +3,13 @@
 use super::{
     Bits, Block, CheckPktLen, Code, MAX_DEPTH, Op, Program, Psample, ToUser, Unsupported, l2, l3, l4,
 };
-use flowlift_flow::action::NshHeader;
+use flowlift_flow::action::{NshHeader, TnlHeader};
 use flowlift_flow::key::{VLAN_CFI, eth_type};
 use flowlift_flow::{Action, Header};
 
 /// Compiles a flow's actions, or says why this datapath cannot execute them.
 pub fn compile(actions: &[Action]) -> Result<Program, Unsupported> {
-    let block = Compiler { all: actions, depth: 0, edited: false }.block(actions)?;
+    let block = Compiler { all: actions, depth: 0, edited: false, tunnelled: false }.block(actions)?;
     Ok(Program(match *block.ops {
         [Op::Output(port)] => Code::Output(port),
         _ => Code::List(block.ops),
@@ -24,6 +24,8 @@ struct Compiler<'a> {
     depth: usize,
     /// An earlier action may have changed what the key says.
     edited: bool,
+    /// An earlier action pushed outer headers, which nothing has parsed.
+    tunnelled: bool,
 }
 
 impl Compiler<'_> {
@@ -36,8 +38,12 @@ impl Compiler<'_> {
         let mut consumes = false;
         for action in actions {
             let Some(op) = self.op(action)? else { continue };
+            if self.tunnelled && !op.minds_no_headers() {
+                return Err(Unsupported::BehindTunnel(action.name()));
+            }
             consumes |= op.consumes();
             self.edited |= op.edits();
+            self.tunnelled |= matches!(op, Op::PushVxlan(_));
             ops.push(op);
         }
         Ok(Block { ops: ops.into_boxed_slice(), consumes })
@@ -111,7 +117,10 @@ impl Compiler<'_> {
             Action::CtClear => return Ok(None),
             Action::Ct(_) => return Err(Unsupported::Action("ct")),
             Action::Meter(id) => Op::Meter(*id),
-            Action::TnlPush(_) => return Err(Unsupported::Action("tnl_push")),
+            Action::TnlPush(push) => match &push.header {
+                TnlHeader::Vxlan(header) => Op::PushVxlan(Box::new(*header)),
+                TnlHeader::Text(_) => return Err(Unsupported::Action("tnl_push")),
+            },
             Action::TnlPop(_) => return Err(Unsupported::Action("tnl_pop")),
             Action::LbOutput(_) => return Err(Unsupported::Action("lb_output")),
         }))
@@ -153,9 +162,31 @@ impl Op {
             | Op::PopEth
             | Op::PushNsh(_)
             | Op::PopNsh
+            | Op::PushVxlan(_)
             | Op::DecTtl(_)
             | Op::Hash { .. } => true,
         }
+    }
+
+    /// True if the action does not care which headers the packet begins with, but for Ethernet's.
+    fn minds_no_headers(&self) -> bool {
+        matches!(
+            self,
+            Op::Output(_)
+                | Op::Userspace(_)
+                | Op::Trunc(_)
+                | Op::Sample { .. }
+                | Op::Clone(_)
+                | Op::CheckPktLen(_)
+                | Op::Drop(_)
+                | Op::Meter(_)
+                | Op::Psample(_)
+                | Op::SetPriority(_)
+                | Op::SetMark(_)
+                | Op::SetEth(_)
+                | Op::PushVlan { .. }
+                | Op::PopVlan
+        )
     }
 
     /// [`Op::edits`], or the packet may be handed over, or either in a nested list that runs in place when it is last.

@@ -4,11 +4,11 @@ use super::l3::{IPV6_LEN, Ttl};
 use super::state::Headers;
 use super::{
     ActionUpcall, Bits, Block, CheckPktLen, Code, Context, DropReason, Op, Program, PsampleRecord, Sink,
-    hash, l2, l3, l4,
+    hash, l2, l3, l4, vxlan,
 };
 use crate::extract::{KeyBuf, L3Kind, L4Kind, Layers, extract_packet};
 use crate::packet::{FlowHash, Outgoing, Packet, finish};
-use flowlift_flow::action::HashAlg;
+use flowlift_flow::action::{HashAlg, VxlanHeader};
 use flowlift_flow::{Key, PortNo};
 
 /// Runs `program` on `packet`, which `key` and `layers` were extracted from. The packet is used up: what it holds
@@ -67,6 +67,14 @@ impl<S: Sink> Run<'_, S> {
     /// Runs a list. If `owned`, nobody needs the packet afterwards, and the last action may use it up.
     fn list(&mut self, ops: &[Op], packet: &mut Packet, mut headers: Headers, owned: bool) {
         for (i, op) in ops.iter().enumerate() {
+            if let (Op::PushVxlan(header), true) = (op, packet.offload.is_some()) {
+                return self.push_segments(
+                    header,
+                    ops.get(i + 1..).unwrap_or_default(),
+                    packet,
+                    &mut headers,
+                );
+            }
             let last = owned && i + 1 == ops.len();
             if let Next::End = self.op(op, packet, &mut headers, last) {
                 return;
@@ -127,6 +135,12 @@ impl<S: Sink> Run<'_, S> {
             Op::PopNsh => {
                 if !l2::pop_nsh(packet, headers) {
                     return self.drop(DropReason::PopNsh);
+                }
+            }
+            Op::PushVxlan(header) => {
+                let flow = self.flow_hash(packet, headers);
+                if !vxlan::push(packet, headers, header, flow) {
+                    return self.drop(DropReason::PushTunnel);
                 }
             }
             Op::DecTtl(exception) => {
@@ -221,6 +235,48 @@ impl<S: Sink> Run<'_, S> {
             Cut::Taken if cut_next => (0, false),
             Cut::Taken | Cut::Ignored => (len_cut, cut_next),
         };
+    }
+
+    /// Pushes outer headers on each frame that comes of a packet on which something is left to do, and runs the rest of the list on it:
+    /// who sends a packet finishes the outermost headers only.
+    #[cold]
+    fn push_segments(
+        &mut self,
+        header: &VxlanHeader,
+        rest: &[Op],
+        packet: &mut Packet,
+        headers: &mut Headers,
+    ) {
+        let flow = self.flow_hash(packet, headers);
+        let mut frames = Vec::new();
+        finish(packet.bytes(), packet.offload, |frame| frames.push(frame.to_vec()));
+        for frame in frames {
+            let mut segment = self.ctx.copy_of(packet);
+            segment.fill(&frame, packet.metadata);
+            let mut headers = *headers;
+            if vxlan::push(&mut segment, &mut headers, header, flow) {
+                self.list(rest, &mut segment, headers, true);
+            } else {
+                self.sink.dropped(DropReason::PushTunnel);
+            }
+            self.ctx.release(segment);
+        }
+    }
+
+    /// The five-tuple hash as OVS has it when it pushes outer headers.
+    fn flow_hash(&self, packet: &mut Packet, headers: &Headers) -> u32 {
+        match packet.flow_hash {
+            FlowHash::Known(hash) => hash,
+            FlowHash::Unknown => {
+                let hash = self.first_hash(packet, headers);
+                packet.flow_hash = FlowHash::Known(hash);
+                hash
+            }
+            FlowHash::Stale => {
+                let key = self.current_key(packet);
+                hash::five_tuple(&key, key.ip_proto, 0)
+            }
+        }
     }
 
     fn recirc(&mut self, packet: &mut Packet, headers: &Headers, id: u32, edited: bool, last: bool) {

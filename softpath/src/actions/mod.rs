@@ -22,12 +22,13 @@ mod l4;
 mod state;
 #[cfg(test)]
 mod tests;
+mod vxlan;
 
 pub use compile::compile;
 pub use execute::execute;
 
 use crate::packet::{Packet, finish};
-use flowlift_flow::action::{HashAlg, Userspace};
+use flowlift_flow::action::{HashAlg, Userspace, VxlanHeader};
 use flowlift_flow::{Action, Key, PortNo};
 use flowlift_port::Offload;
 use thiserror::Error;
@@ -70,6 +71,9 @@ pub enum Unsupported {
         /// Length in bytes.
         len: usize,
     },
+    /// An action that looks into the packet's headers, behind tnl_push.
+    #[error("{0} behind tnl_push")]
+    BehindTunnel(&'static str),
     /// Lists nested deeper than [`MAX_DEPTH`].
     #[error("actions are nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
@@ -159,6 +163,7 @@ enum Op {
     /// The header as bytes; the next protocol is filled in at run time.
     PushNsh(Box<[u8]>),
     PopNsh,
+    PushVxlan(Box<VxlanHeader>),
     DecTtl(Box<Block>),
     Trunc(u32),
     /// `edited`: headers may have changed since the key was extracted.
@@ -250,6 +255,8 @@ pub enum DropReason {
     PopNsh,
     /// push_nsh on a packet that NSH has no next-protocol number for.
     PushNsh,
+    /// tnl_push on a packet that no IPv4 packet has room for, or that is no Ethernet frame.
+    PushTunnel,
     /// The TTL expired and the exception list is empty.
     TtlExpired,
     /// A band of this meter was exceeded.

@@ -2,7 +2,7 @@
 
 use super::lexer::{Cursor, Result};
 use super::{ErrorKind, MAX_DEPTH, PortNames, TextError, cookie, ct, nsh, set};
-use crate::action::{HashAlg, TnlPush};
+use crate::action::{HashAlg, TnlHeader, TnlPush};
 use crate::key::VLAN_CFI;
 use crate::{Action, PortNo};
 
@@ -186,7 +186,7 @@ impl ActionParser<'_> {
         c.expect_str("size=")?;
         c.decimal("the size of the header", 512)?;
         c.expect_str(",type=")?;
-        let tnl_type = c.decimal("a vport type", u32::MAX.into())? as u32;
+        c.decimal("a vport type", u32::MAX.into())?;
         c.expect_str(",eth(")?;
         let mut depth = 1;
         while depth > 0 {
@@ -204,11 +204,11 @@ impl ActionParser<'_> {
                 depth = 1;
             }
         }
-        let header = c.since(from).to_owned();
+        let header = TnlHeader::from_text(c.since(from));
         c.expect_str("),out_port(")?;
         let out_port = port(c, self.names)?;
         c.expect(b')', "')' after the port")?;
-        Ok(Action::TnlPush(Box::new(TnlPush { tnl_port, out_port, tnl_type, header })))
+        Ok(Action::TnlPush(Box::new(TnlPush { tnl_port, out_port, header })))
     }
 }
 

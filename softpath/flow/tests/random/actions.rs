@@ -1,6 +1,8 @@
 //! Random action trees that the text form can hold in full.
 
-use flowlift_flow::action::{Ct, HashAlg, Nat, NatDirection, NshHeader, TnlPush, Userspace};
+use flowlift_flow::action::{
+    Ct, HashAlg, Nat, NatDirection, NshHeader, TnlHeader, TnlPush, Userspace, VxlanHeader,
+};
 use flowlift_flow::attrs::attr;
 use flowlift_flow::key::tun_flags;
 use flowlift_flow::{Action, Header, Key, PortNo};
@@ -67,9 +69,24 @@ fn leaf() -> impl Strategy<Value = Action> {
                  ipv4(src=192.0.2.1,dst=192.0.2.2,proto=17,tos=0,ttl=64,frag=0x4000),\
                  udp(src=0,dst=6081,csum=0x0),geneve(crit,vni=0x7,options({{class=0x102,type=0x80,len=4,0xa}}))"
             );
-            Action::TnlPush(Box::new(TnlPush { tnl_port, out_port, tnl_type, header }))
+            let header = TnlHeader::Text(header);
+            Action::TnlPush(Box::new(TnlPush { tnl_port, out_port, header }))
+        }),
+        1 => (port(), port(), vxlan_header()).prop_map(|(tnl_port, out_port, header)| {
+            Action::TnlPush(Box::new(TnlPush { tnl_port, out_port, header: TnlHeader::Vxlan(header) }))
         }),
     ]
+}
+
+/// All that a VXLAN header can be.
+fn vxlan_header() -> impl Strategy<Value = VxlanHeader> {
+    prop::collection::vec(any::<u8>(), VxlanHeader::LEN).prop_map(|mut bytes| {
+        for zero in [16..20, 24..26, 38..42, 49..50] {
+            bytes[zero].fill(0);
+        }
+        (bytes[12], bytes[13], bytes[14], bytes[23]) = (8, 0, 0x45, 17);
+        VxlanHeader::new(&bytes).expect("what is fixed was set")
+    })
 }
 
 /// Bytes that print without loss: no leading zero.

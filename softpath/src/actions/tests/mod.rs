@@ -5,6 +5,7 @@ mod frames;
 mod lists;
 mod robustness;
 mod rules;
+mod vxlan;
 
 use super::*;
 use crate::extract::{KeyBuf, extract};
