@@ -6,6 +6,7 @@
 
 use crate::header::{SetEffect, effect_of};
 use flowlift_driver::nic::Field;
+use flowlift_flow::action::{TnlHeader, VxlanHeader};
 use flowlift_flow::key::{VLAN_CFI, eth_type};
 use flowlift_flow::{Action, Key, Match, PortNo};
 use smallvec::SmallVec;
@@ -27,6 +28,8 @@ struct Packet {
     popped: u32,
     /// Tags put on, the outermost last.
     pushed: SmallVec<[(u16, u16); 2]>,
+    /// Outer headers put on, and how many of the pushed tags are within.
+    outer: Option<Box<(VxlanHeader, usize)>>,
 }
 
 /// Something that leaves the actions.
@@ -105,6 +108,7 @@ impl Packet {
             ttl_less: 0,
             popped: 0,
             pushed: SmallVec::new(),
+            outer: None,
         };
         for n in 0..WORDS {
             p.value[n] = key[n] & mask[n];
@@ -191,6 +195,14 @@ impl Run {
                     packet.pushed.push(known.then_some((*tpid, *tci))?);
                 }
                 Action::PopVlan => self.pop(packet)?,
+                Action::TnlPush(push) => match &push.header {
+                    TnlHeader::Vxlan(header) if packet.outer.is_none() => {
+                        packet.outer = Some(Box::new((*header, packet.pushed.len())));
+                    }
+                    _ => return None,
+                },
+                // Headers within outer ones are not changed.
+                Action::DecTtl { .. } | Action::Recirc(_) if packet.outer.is_some() => return None,
                 Action::DecTtl { .. } => {
                     self.effect.expiries.push(Expiry { sent: self.effect.sent.len(), ttl: packet.ttl() });
                     packet.dec_ttl();
@@ -215,6 +227,7 @@ impl Run {
 
     fn set(&mut self, effect: SetEffect, packet: &mut Packet) -> Option<()> {
         match effect {
+            SetEffect::Fields { .. } if packet.outer.is_some() => return None,
             SetEffect::Software => return None,
             SetEffect::Metadata(_) => self.metadata_changed = true,
             SetEffect::Fields { fields, .. } => {
@@ -225,6 +238,10 @@ impl Run {
     }
 
     fn pop(&mut self, packet: &mut Packet) -> Option<()> {
+        if packet.outer.as_ref().is_some_and(|outer| outer.1 == packet.pushed.len()) {
+            // No tag is outside the outer headers.
+            return Some(());
+        }
         if packet.pushed.pop().is_some() {
             return Some(());
         }

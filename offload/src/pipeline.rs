@@ -13,6 +13,7 @@ pub struct Pipeline {
     uncounted: bool,
     /// First of the recirculation IDs that the caller resumes in software.
     software_ids: Option<u32>,
+    source_ports: bool,
 }
 
 impl Pipeline {
@@ -30,6 +31,7 @@ impl Pipeline {
             last_stage,
             uncounted: false,
             software_ids: None,
+            source_ports: false,
         }
     }
 
@@ -56,6 +58,18 @@ impl Pipeline {
     /// True if packets with this recirculation ID are the caller's to resume.
     pub fn resumes_in_software(&self, recirc_id: u32) -> bool {
         self.software_ids.is_some_and(|first| recirc_id >= first)
+    }
+
+    /// Lets the NIC choose the UDP source port of an outer header that leaves it open. Without it such headers are refused, as
+    /// software chooses otherwise, and a flow's packets are to be the same whoever handled them.
+    #[must_use]
+    pub fn choosing_source_ports(self) -> Self {
+        Self { source_ports: true, ..self }
+    }
+
+    /// True if the NIC may choose outer UDP source ports.
+    pub fn chooses_source_ports(&self) -> bool {
+        self.source_ports
     }
 
     /// The records.

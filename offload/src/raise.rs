@@ -13,8 +13,9 @@ use crate::refusal::{Cause, Difference, Limit, Refusal};
 use flowlift_driver::nic::{
     Entry, Field, FieldValue, Nic, NicAction, NicError, ParserCaps, Stage, TableCaps, TableId,
 };
+use flowlift_flow::action::{TnlHeader, TnlPush, VxlanHeader};
 use flowlift_flow::key::{VLAN_CFI, VLAN_MAX, eth_type, ip_proto};
-use flowlift_flow::{Action, AttrSet, Flow, Header, Key, Mask, Match};
+use flowlift_flow::{Action, AttrSet, Flow, Header, Key, Mask, Match, PortNo};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The driver's encoder and decoder: all of a [`Nic`] that lowering needs.
@@ -236,6 +237,12 @@ fn raise_actions(
                 out.push(Action::PushVlan { tpid: *tpid, tci: tci | VLAN_CFI });
             }
             NicAction::PopVlan => out.push(Action::PopVlan),
+            NicAction::VxlanEncap(template) => {
+                let header = TnlHeader::Vxlan(VxlanHeader::new(template).ok_or(Difference::Actions)?);
+                // The port of the tunnel is the datapath's alone; where the packet goes, the output says.
+                let (tnl_port, out_port) = (PortNo(0), PortNo(0));
+                out.push(Action::TnlPush(Box::new(TnlPush { tnl_port, out_port, header })));
+            }
             // What expired is software's, which has the flow's exception.
             NicAction::DecTtl => out.push(Action::DecTtl { exception: Vec::new() }),
             NicAction::Trunc(max_len) => out.push(Action::Trunc { max_len: *max_len }),

@@ -128,6 +128,10 @@ pub enum ActionCause {
     LosesMetadata(&'static str),
     /// No stage of the NIC that this table reaches comes after it.
     NoLaterStage,
+    /// The headers that it looks at were wrapped by an earlier action.
+    BehindTunnel,
+    /// It leaves the outer UDP source port open, and NIC and software would not choose the same.
+    OpenSourcePort,
 }
 
 /// A limit of the NIC.
@@ -241,6 +245,8 @@ impl Refusal {
                 ActionCause::BadArgument => "a valid argument would lift it".into(),
                 ActionCause::LosesMetadata(field) => format!("not changing {field} before it would lift it"),
                 ActionCause::NoLaterStage => "a profile with more stages would lift it".into(),
+                ActionCause::BehindTunnel => format!("{name} before tnl_push would lift it"),
+                ActionCause::OpenSourcePort => "a UDP source port other than 0 would lift it".into(),
             },
             Cause::Limit(Limit::Actions { .. }) => {
                 "fewer actions, or a profile with more per entry, would lift it".into()
@@ -360,6 +366,15 @@ impl fmt::Display for Cause {
                         write!(f, "comes after a change of {field}, which would be lost")
                     }
                     ActionCause::NoLaterStage => write!(f, "needs a later stage"),
+                    ActionCause::BehindTunnel => {
+                        write!(f, "comes after tnl_push, which hides the packet's headers")
+                    }
+                    ActionCause::OpenSourcePort => {
+                        write!(
+                            f,
+                            "leaves the outer UDP source port open, which NIC and software would choose differently"
+                        )
+                    }
                 }
             }
             Self::Limit(Limit::Actions { need, max }) => {

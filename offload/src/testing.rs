@@ -69,6 +69,7 @@ fn table(
         ActionKind::PopVlan,
         ActionKind::DecTtl,
         ActionKind::Trunc,
+        ActionKind::VxlanEncap,
         ActionKind::Trap,
         ActionKind::SetMetadata,
         ActionKind::Goto,
@@ -182,6 +183,14 @@ pub(crate) fn encode(entry: &Entry, out: &mut Vec<u8>) {
             NicAction::Trunc(n) => put(out, 6, &[(*n).into()]),
             NicAction::SetMetadata(v) => put(out, 7, &[(*v).into()]),
             NicAction::Goto(s) => put(out, 8, &[s.0.into()]),
+            NicAction::Trap => put(out, 10, &[]),
+            NicAction::VxlanEncap(header) => {
+                let mut padded = [0; 56];
+                padded[..header.len()].copy_from_slice(header);
+                let words: Vec<u64> =
+                    padded.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect();
+                put(out, 9, &words);
+            }
             other => panic!("{other:?} is no action of the lowering"),
         }
     }
@@ -208,6 +217,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Entry {
             5 => NicAction::DecTtl,
             6 => NicAction::Trunc(v[0] as u32),
             7 => NicAction::SetMetadata(v[0] as u32),
+            9 => NicAction::VxlanEncap(v.iter().flat_map(|v| v.to_le_bytes()).take(50).collect()),
+            10 => NicAction::Trap,
             _ => NicAction::Goto(Stage(v[0] as u8)),
         });
     }

@@ -11,7 +11,7 @@ use flowlift_agent::check::CheckReport;
 use flowlift_agent::engine::{Arrival, NicRun, ReferenceRun, Run, SoftRun};
 use flowlift_agent::ledger::Ledger;
 use flowlift_agent::open;
-use flowlift_flow::action::{self, Action, Header};
+use flowlift_flow::action::{self, Action, Header, TnlHeader, TnlPush, VxlanHeader};
 use flowlift_flow::key::{Key, VLAN_CFI, eth_type, ip_proto};
 use flowlift_flow::text::ActionsText;
 use flowlift_flow::{AttrSet, Flow, Mask, Match, Metadata, PortNo};
@@ -255,9 +255,31 @@ fn actions(r: &mut Random, m: &Match, recirc: Option<u32>) -> Vec<Action> {
     }
     match recirc {
         Some(id) => list.push(Action::Recirc(id)),
-        None => list.push(Action::Output(PORTS[r.below(4) as usize])),
+        None => {
+            if r.one_in(4) {
+                list.push(tnl_push(r));
+                if r.one_in(2) {
+                    list.push(Action::PushVlan { tpid: eth_type::VLAN, tci: r.word() as u16 | VLAN_CFI });
+                }
+            }
+            list.push(Action::Output(PORTS[r.below(4) as usize]));
+        }
     }
     list
+}
+
+/// Outer headers of VXLAN whose source port is fixed: software and NIC choose an open one differently.
+fn tnl_push(r: &mut Random) -> Action {
+    let mut header: [u8; VxlanHeader::LEN] = bytes(r);
+    header[12..15].copy_from_slice(&[8, 0, 0x45]);
+    for zero in [16..20, 21..22, 24..26, 38..42, 43..46, 49..50] {
+        header[zero].fill(0);
+    }
+    (header[20], header[22], header[23], header[42]) = (0x40, header[22].max(1), 17, 8);
+    header[34] |= 0x80;
+    header[36] |= 0x10;
+    let header = TnlHeader::Vxlan(VxlanHeader::new(&header).unwrap());
+    Action::TnlPush(Box::new(TnlPush { tnl_port: PortNo(8), out_port: PORTS[0], header }))
 }
 
 /// Flows of one case, none overlapping another, all with actions that the softpath takes.
@@ -332,7 +354,9 @@ fn case(seed: u64, seen: &mut Seen) {
         let ids = flows.iter().map(put).collect::<Vec<_>>();
         (datapath, ids)
     };
-    let setup = open::open(Profile::standard(), seed, FaultPlan::default(), &PORTS, 1_000).unwrap();
+    // The large one wraps packets in outer headers.
+    let profile = if seed % 2 == 0 { Profile::standard() } else { Profile::large() };
+    let setup = open::open(profile, seed, FaultPlan::default(), &PORTS, 1_000).unwrap();
     let (table, ids) = datapath();
     let mut nic = NicRun::new(setup.boxed(), table, ids, seed, Ledger::comparable(), |_| {}).unwrap();
     let (table, ids) = datapath();

@@ -10,6 +10,7 @@ use crate::pipeline::{Pipeline, all_bits};
 use crate::refusal::{ActionCause, Cause, Limit};
 use flowlift_driver::nic::{ActionKind, Field, FieldValue, NicAction, Stage, TableCaps};
 use flowlift_flow::Action;
+use flowlift_flow::action::TnlHeader;
 use flowlift_flow::key::{VLAN_CFI, eth_type};
 use smallvec::SmallVec;
 
@@ -84,6 +85,8 @@ struct Builder<'a> {
     outputs: bool,
     ttl_changed: bool,
     metadata_changed: Option<&'static str>,
+    /// Outer headers were put on, so that the headers of the match are not the packet's first ones.
+    tunnelled: bool,
 }
 
 impl Builder<'_> {
@@ -108,7 +111,13 @@ impl Builder<'_> {
         })
     }
 
+    /// Refuses an action on headers that are not outermost any more.
+    fn in_front(&self) -> Result<(), ActionCause> {
+        if self.tunnelled { Err(ActionCause::BehindTunnel) } else { Ok(()) }
+    }
+
     fn set(&mut self, effect: SetEffect) -> Result<(), ActionCause> {
+        self.in_front()?;
         let (needs, fields, proto, frag) = match effect {
             SetEffect::Software => return Err(ActionCause::Software),
             SetEffect::Metadata(name) => {
@@ -174,7 +183,11 @@ impl Builder<'_> {
 
     fn pop_vlan(&mut self) -> Result<(), ActionCause> {
         if self.tags == 0 {
-            return if self.wants.no_more_tags { Ok(()) } else { Err(ActionCause::Needs("vlan")) };
+            return if self.tunnelled || self.wants.no_more_tags {
+                Ok(())
+            } else {
+                Err(ActionCause::Needs("vlan"))
+            };
         }
         self.has(ActionKind::PopVlan)?;
         self.tags -= 1;
@@ -183,6 +196,7 @@ impl Builder<'_> {
     }
 
     fn dec_ttl(&mut self) -> Result<(), ActionCause> {
+        self.in_front()?;
         if !matches!(self.wants.l3, L3::Ipv4 | L3::Ipv6) {
             return Err(ActionCause::Needs("eth_type"));
         }
@@ -195,6 +209,19 @@ impl Builder<'_> {
         self.ttl_changed = true;
         self.known.retain(|(f, ..)| *f != Field::IpTtl);
         self.out.insert(0, NicAction::DecTtl);
+        Ok(())
+    }
+
+    fn tnl_push(&mut self, header: &TnlHeader) -> Result<(), ActionCause> {
+        let TnlHeader::Vxlan(header) = header else { return Err(ActionCause::Software) };
+        self.in_front()?;
+        if header.src_port() == 0 && !self.pipeline.chooses_source_ports() {
+            return Err(ActionCause::OpenSourcePort);
+        }
+        self.has(ActionKind::VxlanEncap)?;
+        // No tag is outside these headers.
+        (self.tunnelled, self.tags) = (true, 0);
+        self.out.push(NicAction::VxlanEncap(header.bytes().as_slice().into()));
         Ok(())
     }
 
@@ -214,6 +241,7 @@ impl Builder<'_> {
         if !last {
             return Err(ActionCause::NotLast);
         }
+        self.in_front()?;
         if let Some(name) = self.metadata_changed {
             return Err(ActionCause::LosesMetadata(name));
         }
@@ -262,6 +290,7 @@ pub(crate) fn lower(
         outputs: false,
         ttl_changed: false,
         metadata_changed: None,
+        tunnelled: false,
     };
     let mut goto = None;
     for (n, Step { index, depth, action }) in steps.iter().enumerate() {
@@ -272,6 +301,7 @@ pub(crate) fn lower(
             Action::SetMasked { value, mask } => effect_of(value, Some(mask)).and_then(|e| b.set(e)),
             Action::PushVlan { tpid, tci } => b.push_vlan(*tpid, *tci),
             Action::PopVlan => b.pop_vlan(),
+            Action::TnlPush(push) => b.tnl_push(&push.header),
             Action::DecTtl { .. } => b.dec_ttl(),
             Action::Trunc { max_len } => {
                 trunc(&mut b, *max_len, next.filter(|s| s.depth == *depth).map(|s| s.action))
@@ -292,7 +322,12 @@ pub(crate) fn lower(
     // Changes that no output sees.
     while matches!(
         b.out.last(),
-        Some(NicAction::SetField { .. } | NicAction::PushVlan { .. } | NicAction::PopVlan)
+        Some(
+            NicAction::SetField { .. }
+                | NicAction::PushVlan { .. }
+                | NicAction::PopVlan
+                | NicAction::VxlanEncap(_)
+        )
     ) {
         b.out.pop();
     }

@@ -1,3 +1,5 @@
+mod front_ends;
+
 use super::*;
 use crate::raise;
 use crate::recirc::{RecircGraph, hop};
