@@ -14,8 +14,7 @@ const FUNCTIONS: &str = "rte_version|rte_eal_process_type|rte_log|rte_log_regist
     rte_vdev_unregister|rte_eth_random_addr|flowlift_.*|__errno_location";
 const TYPES: &str = "rte_eth_dev|rte_eth_dev_data|eth_dev_ops|rte_flow_ops|rte_vdev_driver|rte_vdev_device|\
     rte_mbuf|rte_mempool|rte_eth_dev_info|rte_eth_stats|rte_eth_xstat|rte_eth_xstat_name|rte_eth_link|rte_flow_.*|\
-    rte_ipv4_hdr|rte_ipv6_hdr|rte_tcp_hdr|rte_udp_hdr|rte_sctp_hdr|rte_icmp_hdr|rte_arp_hdr|rte_vlan_hdr|\
-    rte_ether_hdr|rte_vxlan_hdr|rte_proc_type_t|rte_eth_event_type|rte_ether_addr|rte_eth_rxconf|rte_eth_txconf|rte_eth_conf|flowlift_.*";
+    rte_proc_type_t|rte_eth_event_type|rte_ether_addr|rte_eth_rxconf|rte_eth_txconf|rte_eth_conf|flowlift_.*";
 const CONSTANTS: &str = "RTE_FLOW_.*|RTE_ETH_LINK_.*|RTE_ETH_EVENT_.*|RTE_ETHDEV_QUEUE_STAT_CNTRS|RTE_PROC_.*|\
     RTE_ETH_NAME_MAX_LEN|RTE_ETH_XSTATS_NAME_SIZE|RTE_VER_.*|RTE_LOG_.*|RTE_PKTMBUF_HEADROOM|RTE_ETH_QUEUE_STATE_.*|\
     RTE_MAX_ETHPORTS|RTE_VERSION|RTE_ETH_DEV_.*|FLOWLIFT_.*";
@@ -71,6 +70,8 @@ fn bind(include: &[PathBuf], bindings: &Path, wrappers: &Path) {
         .allowlist_function(FUNCTIONS)
         .allowlist_type(TYPES)
         .allowlist_var(CONSTANTS)
+        // Packed, with an address in it that is aligned since 24.11: no Rust structure is both.
+        .opaque_type("rte_arp_hdr|rte_arp_ipv4")
         .wrap_static_fns(true)
         .wrap_static_fns_path(wrappers)
         .prepend_enum_name(false)

@@ -33,12 +33,14 @@ static inline void flowlift_mbuf_chain(struct rte_mbuf *head, struct rte_mbuf *l
 	head->pkt_len += len;
 }
 
-/* Says where a packet came in, and what mark it bears. */
-static inline void flowlift_mbuf_received(struct rte_mbuf *m, uint16_t port, bool marked, uint32_t mark)
+/* Says where a packet came in, whether a rule flagged it, and what mark it bears. */
+static inline void flowlift_mbuf_received(struct rte_mbuf *m, uint16_t port, bool flagged, bool marked, uint32_t mark)
 {
 	m->port = port;
+	if (flagged)
+		m->ol_flags |= RTE_MBUF_F_RX_FDIR;
 	if (marked) {
-		m->ol_flags |= RTE_MBUF_F_RX_FDIR | RTE_MBUF_F_RX_FDIR_ID;
+		m->ol_flags |= RTE_MBUF_F_RX_FDIR_ID;
 		m->hash.fdir.hi = mark;
 	}
 }

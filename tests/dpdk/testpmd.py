@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """dpdk-testpmd: ports, packets, and rte_flow by script; each refusal's type, cause and message."""
 
+import os
 import re
 import subprocess
 import time
 
-from common import Process, Wire, check, eal, main, tcp, udp, until
+from common import Process, Wire, check, eal, ipv4, main, output, tcp, udp, until
 
 # Commands that are refused, with the error's type and a part of its message.
 REFUSED = [
@@ -31,6 +32,31 @@ REFUSED = [
     ("flow validate 0 ingress pattern eth / end actions of_push_vlan ethertype 0x9100 / port_id id 1 / end", 15, "0x9100"),
     ("flow validate 0 ingress pattern eth / end actions jump group 0 / end", 15, "group 0"),
     ("flow validate 0 ingress pattern eth / end actions passthru / end", 16, "type 2"),
+    ("flow validate 0 ingress pattern eth / vlan / vlan / vlan / end actions drop / end", 13, "a third VLAN item"),
+    ("flow validate 0 ingress pattern eth / vlan dei is 1 / end actions drop / end", 12, "drop-eligible"),
+    ("flow validate 0 ingress pattern eth type spec 0x0800 type mask 0xff00 / end actions drop / end", 12, "in all its bits or not at all"),
+    ("flow validate 0 ingress pattern eth dst spec 02:00:00:00:00:01 dst last 02:00:00:00:00:09 dst mask ff:ff:ff:ff:ff:ff / end actions drop / end", 11, "range of ETH"),
+    ("flow validate 0 ingress pattern eth / vlan vid spec 5 vid last 9 vid mask 0xfff / end actions drop / end", 11, "range of VLAN"),
+    ("flow validate 0 ingress pattern eth / ipv4 src spec 10.0.0.1 src last 10.0.0.9 src mask 255.255.255.255 / end actions drop / end", 11, "range of IPV4"),
+    ("flow validate 0 ingress pattern eth / ipv6 hop spec 5 hop last 9 hop mask 255 / end actions drop / end", 11, "range of IPV6"),
+    ("flow validate 0 ingress pattern eth / ipv4 / tcp dst spec 1 dst last 9 dst mask 0xffff / end actions drop / end", 11, "range of TCP"),
+    ("flow validate 0 ingress pattern eth / ipv6 has_frag_ext is 1 / end actions drop / end", 10, "extension headers are not seen"),
+    ("flow validate 0 ingress pattern eth / ipv4 / arp_eth_ipv4 / end actions drop / end", 13, "ARP_ETH_IPV4 comes after a network header"),
+    ("flow validate 0 ingress pattern eth / ipv4 / tcp / udp / end actions drop / end", 13, "UDP comes after a transport header"),
+    ("flow validate 0 ingress pattern eth / ipv4 proto is 6 / sctp / end actions drop / end", 13, "protocol 132, but the network header asks for 6"),
+    ("flow validate 0 ingress pattern eth / ipv4 / sctp cksum is 1 / end actions drop / end", 12, "byte 8 of SCTP"),
+    ("flow validate 0 ingress pattern eth / ipv4 / icmp ident is 5 / end actions drop / end", 12, "byte 4 of ICMP"),
+    ("flow validate 0 ingress pattern eth / end actions represented_port ethdev_port_id 9 / end", 15, "port 9 is not a port of this NIC"),
+    ("flow validate 0 ingress pattern eth / end actions mark id 1 / jump group 1 / end", 16, "JUMP beside MARK"),
+    ("flow validate 0 ingress pattern eth / end actions flag / drop / end", 16, "DROP beside"),
+    ("flow validate 0 ingress pattern eth / end actions rss queues 0 9 end / end", 15, "queue 9 of 2"),
+    ("flow validate 0 ingress pattern eth / end actions queue index 0 / queue index 1 / end", 16, "not two"),
+    ("flow validate 0 ingress pattern eth / ipv4 / end actions set_tp_src port 7 / port_id id 1 / end", 16, "needs an item"),
+    ("flow validate 0 ingress pattern eth / end actions of_pop_vlan / port_id id 1 / end", 16, "needs an exact vlan"),
+    ("flow validate 0 ingress pattern eth / end actions vxlan_encap / port_id id 1 / end", 16, "tnl_push (number 1) is not an action"),
+    ("flow validate 0 ingress pattern eth / end actions raw_encap index 0 / port_id id 1 / end", 15, "50 bytes in all, not 42"),
+    ("flow validate 0 ingress pattern eth / ipv4 / udp / end actions vxlan_decap / port_id id 1 / end", 16, "VXLAN_DECAP"),
+    ("flow validate 0 ingress pattern eth / end actions raw_decap index 0 / port_id id 1 / end", 16, "RAW_DECAP"),
     ("flow validate 0 ingress pattern eth / ipv6 src is ::1 / end actions set_ttl ttl_value 3 / dec_ttl / port_id id 1 / end", 16, "change of the TTL"),
 ]
 
@@ -45,6 +71,21 @@ ACCEPTED = [
     "flow validate 0 ingress pattern eth / ipv4 / end actions dec_ttl / of_push_vlan ethertype 0x8100 / of_set_vlan_vid vlan_vid 5 / of_set_vlan_pcp vlan_pcp 3 / port_id id 1 / port_id original 1 / end",
     "flow validate 0 ingress pattern eth / ipv4 / udp src spec 10 src last 10 src mask 0xffff / end actions drop / end",
     "flow validate 0 ingress pattern end actions drop / end",
+    "flow validate 0 ingress pattern eth has_vlan is 1 / vlan has_more_vlan is 0 / end actions drop / end",
+    "flow validate 0 ingress pattern eth type is 0x88a8 / vlan vid is 5 inner_type is 0x8100 / vlan vid is 6 / ipv4 / end actions of_pop_vlan / of_pop_vlan / port_id id 1 / end",
+    "flow validate 0 ingress pattern eth dst spec 02:00:00:00:00:00 dst mask ff:ff:ff:00:00:00 / ipv4 src spec 10.0.0.0 src prefix 8 / end actions drop / end",
+    "flow validate 0 ingress pattern eth / ipv4 / tcp flags is 2 / end actions flag / queue index 1 / end",
+    "flow validate 0 ingress pattern eth / ipv4 / end actions flag / rss / end",
+    "flow validate 0 ingress pattern eth / ipv4 / udp / end actions port_id id 1 / set_ipv4_dst ipv4_addr 10.0.0.9 / set_mac_dst mac_addr 02:00:00:00:00:09 / represented_port ethdev_port_id 1 / port_id id 0 / end",
+    "flow validate 0 ingress pattern eth / ipv6 / tcp / end actions set_ipv6_src ipv6_addr ::9 / set_tp_src port 9 / port_id id 1 / end",
+    "flow validate 0 group 1 ingress pattern eth / ipv4 / end actions drop / end",
+    "flow validate 0 ingress pattern eth / ipv4 / end actions jump group 1 / end",
+]
+
+# For RAW_ENCAP and RAW_DECAP: outer headers that are no VXLAN.
+HEADERS = [
+    "set raw_encap 0 eth src is 02:00:00:00:01:01 dst is 02:00:00:00:09:09 / ipv4 src is 192.0.2.1 dst is 192.0.2.9 / udp src is 1 dst is 4789 / end_set",
+    "set raw_decap 0 eth / ipv4 / udp / end_set",
 ]
 
 
@@ -54,8 +95,9 @@ def counters(text):
 
 
 def test(folder):
-    script(folder)
-    traffic(folder)
+    for part in (script, traffic, tunnels, ports, hotplug, links):
+        part(folder)
+        print(f"  {part.__name__}: ok")
 
 
 def run(folder, name, commands, *vdevs, rxq=2, pause=()):
@@ -83,7 +125,7 @@ def run(folder, name, commands, *vdevs, rxq=2, pause=()):
 def script(folder):
     vdevs = [f"--vdev=net_flowlift{n},nic=sim,port={n}" for n in range(2)]
     # One at a time, so that each answer belongs to its command.
-    text = run(folder, "refused", [command for command, *_ in REFUSED], *vdevs)
+    text = run(folder, "refused", HEADERS + [command for command, *_ in REFUSED], *vdevs)
     errors = re.findall(r"Caught PMD error type (\d+) \([^)]*\): (?:cause: \S+, )?(.*)", text)
     check(len(errors) == len(REFUSED), f"{len(errors)} refusals of {len(REFUSED)}: {text}")
     for (command, kind, part), (got, message) in zip(REFUSED, errors):
@@ -102,12 +144,15 @@ def traffic(folder):
     wires = [Wire(folder, "p0"), Wire(folder, "p1")]
     vdevs = [f"--vdev=net_flowlift{n},nic=sim,port={n},{wire.devargs}" for n, wire in enumerate(wires)]
     frame, other = udp("10.0.0.1", "10.0.0.2", 5, 53, b"x" * 100), tcp("10.0.0.1", "10.0.0.2", 5, 80)
+    third = tcp("10.0.0.3", "10.0.0.2", 5, 80)
 
     def send(_):
         for _ in range(500):
             wires[0].send(frame)
         for _ in range(300):
             wires[0].send(other)
+        for _ in range(20):
+            wires[0].send(third)
         check(len(wires[1].expect(500)) == 500, "by the rule to the other wire")
 
     def low(_):
@@ -121,30 +166,179 @@ def traffic(folder):
         "set verbose 1",
         "start",
         "flow create 0 ingress priority 1 pattern eth / ipv4 / udp dst is 53 / end actions count / port_id id 1 / end",
-        "flow create 0 ingress pattern eth / ipv4 / tcp / end actions count / mark id 0xabcd / queue index 1 / end",
+        "flow create 0 ingress pattern eth / ipv4 src is 10.0.0.1 / tcp / end actions count / mark id 0xabcd / queue index 1 / end",
+        "flow create 0 ingress pattern eth / ipv4 src is 10.0.0.3 / tcp / end actions count / flag / queue index 0 / end",
         "flow query 0 0 count",
         "flow query 0 1 count",
-        "flow create 0 ingress priority 0 pattern eth / ipv4 src is 10.0.0.1 / udp / end actions count / drop / end",
         "flow query 0 2 count",
+        "flow create 0 ingress priority 0 pattern eth / ipv4 src is 10.0.0.1 / udp / end actions count / drop / end",
+        "flow query 0 3 count",
         "stop",
         "show port xstats 0",
-        "port stop 0",
-        "port start 0",
-        "port config mtu 0 9000",
-        "flow isolate 0 1",
-        "set promisc 0 off",
-        "show port info 0",
     ]
-    text = run(folder, "traffic", commands, *vdevs, pause=[(5, send), (8, low)])
+    text = run(folder, "traffic", commands, *vdevs, pause=[(6, send), (10, low)])
     hits = re.findall(r"hits: (\d+)\s+bytes: (\d+)", text)
-    sizes = [(500, 500 * len(frame)), (300, 300 * len(other)), (40, 40 * len(frame))]
+    sizes = [(500, 500 * len(frame)), (300, 300 * len(other)), (20, 20 * len(third)), (40, 40 * len(frame))]
     check([(int(h), int(b)) for h, b in hits] == sizes, f"counters {hits}, not {sizes}")
     check(len(re.findall(r"FDIR matched ID=0xabcd", text)) == 300, f"marks: {text.count('FDIR matched ID=0xabcd')} of 300")
+    flagged = len(re.findall(r"RTE_MBUF_F_RX_FDIR(?!_)", text))
+    check(flagged == 320, f"flags: {flagged}, not those of 300 marks and 20 flags")
     check(len(re.findall(r"port 0/queue 1: received", text)) > 0, "on the queue that the rule says")
     xstats = counters(text)
-    for name, value in [("hw_rx_packets", 840), ("hw_rx_to_slow_path", 300), ("slow_rx_packets", 300), ("slow_rx_marked", 300), ("nic_entries_inserted", 3), ("nic_updates_failed", 0)]:
+    for name, value in [("hw_rx_packets", 860), ("hw_rx_to_slow_path", 320), ("slow_rx_packets", 320), ("slow_rx_marked", 320), ("nic_entries_inserted", 4), ("nic_updates_failed", 0)]:
         check(xstats.get(name) == value, f"{name}: {xstats.get(name)}, not {value}")
-    check("MTU: 9000" in text and "Promiscuous mode: disabled" in text and "Link status: up" in text, f"port info: {text[-2500:]}")
+
+
+def tunnels(folder):
+    """VXLAN_ENCAP and RAW_ENCAP put on what they say, with lengths and checksum, on a NIC that can."""
+    wires = [Wire(folder, "e0"), Wire(folder, "e1")]
+    vdevs = [f"--vdev=net_flowlift{n},nic=sim,profile=large,port={n},{wire.devargs}" for n, wire in enumerate(wires)]
+    frames = [udp("10.0.0.1", "10.0.0.2", 5, 53, b"x" * 100), tcp("10.0.0.1", "10.0.0.2", 5, 80)]
+
+    def outer(inner, vni, source):
+        head = b"\0\0\0".join([b"\x08", vni.to_bytes(3, "big") + b"\0"])
+        body = source.to_bytes(2, "big") + (4789).to_bytes(2, "big") + (16 + len(inner)).to_bytes(2, "big") + b"\0\0" + head + inner
+        return bytes.fromhex("020000000909020000000101" "0800") + ipv4("192.0.2.1", "192.0.2.9", 17, body)
+
+    def send(_):
+        for frame, vni, source in [(frames[0], 4660, 49153), (frames[1], 7, 50000)]:
+            for _ in range(50):
+                wires[0].send(frame)
+            got = wires[1].expect(50)
+            check(got == [outer(frame, vni, source)] * 50, f"{got[0].hex()} is not {outer(frame, vni, source).hex()}")
+
+    commands = [
+        "start",
+        "set vxlan ip-version ipv4 vni 4660 udp-src 49153 udp-dst 4789 ip-src 192.0.2.1 ip-dst 192.0.2.9 eth-src 02:00:00:00:01:01 eth-dst 02:00:00:00:09:09",
+        HEADERS[0].replace("src is 1 dst", "src is 50000 dst").replace("/ end_set", "/ vxlan vni is 7 / end_set"),
+        "flow create 0 ingress pattern eth / ipv4 / udp / end actions count / vxlan_encap / port_id id 1 / end",
+        "flow create 0 ingress pattern eth / ipv4 / tcp / end actions count / raw_encap index 0 / port_id id 1 / end",
+        "flow validate 0 ingress pattern eth / ipv4 / tcp / end actions raw_encap index 0 / set_ipv4_src ipv4_addr 1.2.3.4 / port_id id 1 / end",
+        "flow query 0 0 count",
+        "flow query 0 1 count",
+    ]
+    text = run(folder, "tunnels", commands, *vdevs, pause=[(6, send)])
+    check("comes after tnl_push" in text, text[-2000:])
+    hits = re.findall(r"hits: (\d+)\s+bytes: (\d+)", text)
+    check([(int(h), int(b)) for h, b in hits] == [(50, 50 * len(f)) for f in frames], f"counters of what came in: {hits}")
+
+
+def ports(folder):
+    """What a port lets in: promiscuous, address, MTU, isolated; and that a closed one leaves no rule behind."""
+    wires = [Wire(folder, "q0"), Wire(folder, "q1")]
+    vdevs = [f"--vdev=net_flowlift{n},nic=sim,port={n},{wire.devargs}" for n, wire in enumerate(wires)]
+    frame = udp("10.0.0.1", "10.0.0.2", 5, 6, b"x" * 100)
+    long = udp("10.0.0.1", "10.0.0.2", 5, 6, b"x" * 1600)
+
+    def sends(frame, count):
+        def send(process):
+            for _ in range(count):
+                wires[0].send(frame)
+            time.sleep(0.5)
+
+        return send
+
+    commands = [
+        "set fwd rxonly",
+        "start",  # 2: for another address, promiscuous
+        "stop",
+        "show port xstats 0",
+        "clear port xstats 0",
+        "set promisc 0 off",
+        "start",  # 7: for another address
+        "mac_addr set 0 02:00:00:00:00:02",  # 8: for the port's
+        "stop",
+        "show port xstats 0",
+        "clear port xstats 0",
+        "start",  # 12: too long
+        "stop",
+        "port stop 0",
+        "port config mtu 0 2000",
+        "port start 0",
+        "start",  # 17: not any more
+        "stop",
+        "show port xstats 0",
+        "show port info 0",
+        "port stop 0",
+        "clear port xstats 0",
+        "flow isolate 0 1",
+        "port start 0",
+        "flow create 0 ingress pattern eth / ipv4 / udp src is 9 / end actions queue index 0 / end",
+        "start",  # 26: no rule's, and a rule's
+        "stop",
+        "show port xstats 0",
+        "flow isolate 0 0",
+    ]
+    pause = [
+        (2, sends(frame, 10)),
+        (7, sends(frame, 20)),
+        (8, sends(frame, 30)),
+        (12, sends(long, 5)),
+        (17, sends(long, 6)),
+        (26, sends(frame, 7)),
+        (27, sends(udp("10.0.0.1", "10.0.0.2", 9, 6), 8)),
+    ]
+    text = run(folder, "ports", commands, *vdevs, pause=pause)
+    names = ("slow_rx_packets", "slow_rx_other_address", "slow_rx_oversize", "slow_rx_isolated")
+    seen = [tuple(int(v) for v in values) for values in zip(*[re.findall(rf"^{name}: (\d+)$", text, re.M) for name in names])]
+    # testpmd shows both ports' counters when it ends, so that only the first ones are of the script.
+    want = [(10, 0, 0, 0), (30, 20, 0, 0), (6, 0, 5, 0), (8, 0, 0, 7)]
+    check(seen[:4] == want, f"let in, other address, too long, isolated: {seen}, not {want}")
+    check("MTU: 2000" in text and "Promiscuous mode: disabled" in text and "02:00:00:00:00:02" in text.upper(), text[-3000:])
+
+
+def hotplug(folder):
+    """Ports come and go while testpmd runs, and leave no rule and no NIC behind."""
+    wire = Wire(folder, "h0")
+    rule = "flow create {} ingress pattern eth / ipv4 / udp dst is 9 / end actions count / queue index 0 / end"
+    attach = f"port attach net_flowlift7,nic=sim:other,port=3,{wire.devargs}"
+    commands = [
+        "port attach net_flowlift7,nic=sim:other,port=99",
+        attach,
+        "port setup 1",
+        "port start 1",
+        rule.format(1),
+        "port stop 1",
+        "port close 1",
+        "port detach 0",
+        "port stop 0",
+        "port detach 0",
+        attach,
+        "port config all rxq 1",
+        "port start all",
+        rule.format(0),
+        "flow query 0 0 count",
+        "show port xstats 0",
+    ]
+    text = run(folder, "hotplug", commands, "--vdev=net_flowlift0,nic=sim,port=0", rxq=1)
+    check("its ports are 0 to" in text, text[-3000:])
+    check(text.count("Flow rule #0 created") == 2 and "is there: File exists" not in text, text[-4000:])
+    check("in use" not in text and "a bug" not in text and "violation" not in text, text[-4000:])
+
+
+def links(folder):
+    """A link that goes and comes back is an event of the port."""
+    name = f"fl{os.getpid()}"
+    output("ip", "link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b")
+    try:
+        for end in "ab":
+            output("ip", "link", "set", f"{name}{end}", "up")
+
+        def turn(state):
+            def change(process):
+                before = process.text().count("link state change event")
+                output("ip", "link", "set", f"{name}b", state)
+                until(20, lambda: f"link {state}: {process.text()[-2000:]}", lambda: process.text().count("link state change event") > before)
+
+            return change
+
+        commands = ["start", "show port info 0", "show port info 0"]
+        vdev = f"--vdev=net_flowlift0,nic=sim,port=0,wire=packet:{name}a"
+        text = run(folder, "links", commands, vdev, pause=[(1, turn("down")), (2, turn("up"))])
+        states = re.findall(r"^Link status: (\w+)", text, re.M)
+        check(states == ["down", "up"], f"{states}: {text[-3000:]}")
+    finally:
+        output("ip", "link", "del", f"{name}a")
 
 
 if __name__ == "__main__":

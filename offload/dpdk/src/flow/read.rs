@@ -212,6 +212,8 @@ unsafe fn one(action: &sys::rte_flow_action, ports: &dyn Ports) -> RuleAction {
         }
         sys::RTE_FLOW_ACTION_TYPE_RAW_ENCAP => conf!(sys::rte_flow_action_raw_encap, raw_encap),
         sys::RTE_FLOW_ACTION_TYPE_VXLAN_ENCAP => conf!(sys::rte_flow_action_vxlan_encap, vxlan_encap),
+        sys::RTE_FLOW_ACTION_TYPE_RAW_DECAP => Decap("RAW_DECAP"),
+        sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP => Decap("VXLAN_DECAP"),
         other => Other(other),
     }
 }

@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn equal_deliveries_share_an_id_and_a_stale_id_names_nothing() {
         let mut all = Deliveries::default();
-        let mark = |n| Delivery { mark: Some(n), queues: vec![] };
+        let mark = |n| Delivery { mark: Some(n), flag: false, queues: vec![] };
         let first = all.take(&mark(1)).unwrap();
         assert_eq!(all.take(&mark(1)), Some(first));
         let second = all.take(&mark(2)).unwrap();

@@ -341,11 +341,12 @@ impl Active {
             Some(queues) => queues.get(spread(frame, queues.len())).copied().unwrap_or(0).into(),
         };
         let mark = delivery.and_then(|d| d.mark);
-        if mark.is_some() {
+        let flagged = mark.is_some() || delivery.is_some_and(|d| d.flag);
+        if flagged {
             port.counts.marked.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(rx) = self.rx.get_mut(queue) {
-            rx.fill(frame, port.id, mark);
+            rx.fill(frame, port.id, flagged, mark);
         }
     }
 }
@@ -368,7 +369,7 @@ impl Filling {
     }
 
     /// Copies a frame into buffers.
-    fn fill(&mut self, frame: &[u8], port: u16, mark: Option<u32>) {
+    fn fill(&mut self, frame: &[u8], port: u16, flagged: bool, mark: Option<u32>) {
         let Some(head) = self.buffer() else {
             self.queue.no_buffer.fetch_add(1, Ordering::Relaxed);
             return;
@@ -399,7 +400,7 @@ impl Filling {
             }
         }
         // SAFETY: as above.
-        unsafe { sys::flowlift_mbuf_received(head, port, mark.is_some(), mark.unwrap_or(0)) };
+        unsafe { sys::flowlift_mbuf_received(head, port, flagged, mark.is_some(), mark.unwrap_or(0)) };
         self.filled.push(head);
         self.bytes += frame.len() as u64;
     }

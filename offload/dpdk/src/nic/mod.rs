@@ -189,7 +189,9 @@ impl SharedNic {
         let caps = driver.caps().clone();
         // Ports of the NIC are the datapath's, by the NIC's own numbers: which of them DPDK has changes as it runs.
         let ports = caps.ports.iter().map(|p| (PortNo(p.port.0.into()), p.port)).collect();
-        let pipeline = Pipeline::new(&caps, &ports).resuming_in_software_from(crate::rule::FIRST_DELIVERY);
+        let pipeline = Pipeline::new(&caps, &ports)
+            .resuming_in_software_from(crate::rule::FIRST_DELIVERY)
+            .choosing_source_ports();
         let desk = Desk { room: Room::new(&caps), graph: RecircGraph::new(pipeline.last_stage()) };
         let nic = Arc::new(Self {
             name: args.nic.clone(),

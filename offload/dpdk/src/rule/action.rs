@@ -6,6 +6,7 @@
 
 use super::FIRST_DELIVERY;
 use super::refusal::{Culprit, Places, Refusal};
+use flowlift_flow::action::{TnlHeader, TnlPush, VxlanHeader};
 use flowlift_flow::key::{VLAN_CFI, eth_type, ip_proto};
 use flowlift_flow::{Action, Header, MacAddr, Match, PortNo};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -44,8 +45,10 @@ pub enum RuleAction {
     SetVlanVid(u16),
     SetVlanPcp(u8),
     PopVlan,
-    /// Outer headers, as bytes from Ethernet to VXLAN.
+    /// Outer headers, as bytes from Ethernet to VXLAN (RAW_ENCAP, VXLAN_ENCAP).
     Encap(Vec<u8>),
+    /// Outer headers off; the name in `rte_flow.h`.
+    Decap(&'static str),
     /// One whose structure is missing or makes no sense, and why.
     Bad(&'static str),
     /// One that no flow has, by its number in `rte_flow.h`.
@@ -57,6 +60,8 @@ pub enum RuleAction {
 pub struct Delivery {
     /// Mark for the packet's buffer.
     pub mark: Option<u32>,
+    /// The packet's buffer says that it was flagged; a mark says so too.
+    pub flag: bool,
     /// Receive queues, one of which gets it, by its headers; empty: any queue of the port.
     pub queues: Vec<u16>,
 }
@@ -72,7 +77,8 @@ pub struct FlowActions {
     pub count: bool,
 }
 
-/// MARK without a number: what FLAG stands for is a mark bit without a value.
+/// UDP port of VXLAN (RFC 7348).
+const VXLAN_PORT: u16 = 4789;
 const SETS: &str = "it needs an item of the header that it sets";
 
 /// Translates the actions of a rule with this match; notes in `places` where each action of the flow comes from.
@@ -162,12 +168,7 @@ impl Builder {
                 return bad(format!("port {port} is not a port of this NIC"));
             }
             RuleAction::Mark(mark) => self.deliver(n)?.mark = Some(*mark),
-            RuleAction::Flag => {
-                return Err(Refusal::unsupported(
-                    Culprit::Action(n),
-                    "FLAG: packets are given a MARK, or none",
-                ));
-            }
+            RuleAction::Flag => self.deliver(n)?.flag = true,
             RuleAction::Queue(queue) => {
                 if *queue >= queues {
                     return bad(format!("queue {queue} of {queues}"));
@@ -207,11 +208,19 @@ impl Builder {
                 self.push(n, Action::PopVlan);
             }
             RuleAction::DecTtl => self.push(n, Action::DecTtl { exception: Vec::new() }),
-            RuleAction::Encap(_) => {
-                return Err(Refusal::unsupported(
-                    Culprit::Action(n),
-                    "outer headers cannot be put on by this NIC",
-                ));
+            RuleAction::Encap(headers) => {
+                let header = TnlHeader::Vxlan(
+                    vxlan(headers).map_err(|why| Refusal::unsupported(Culprit::ActionConf(n), why))?,
+                );
+                // What the rule does then is up to its other actions, not to these ports.
+                let (tnl_port, out_port) = (PortNo(0), PortNo(0));
+                // A tag that is set belongs to the outer headers from here on.
+                self.pushed = None;
+                self.push(n, Action::TnlPush(Box::new(TnlPush { tnl_port, out_port, header })));
+            }
+            RuleAction::Decap(name) => {
+                let message = format!("{name}: outer headers are taken off in software only");
+                return Err(Refusal::unsupported(Culprit::Action(n), message));
             }
             RuleAction::Bad(why) => return bad((*why).into()),
             RuleAction::Other(number) => {
@@ -327,6 +336,35 @@ impl Builder {
     }
 }
 
+/// Outer headers as the application gives them, without what the NIC fills in: lengths and IPv4 checksum. What an item of VXLAN_ENCAP
+/// that says nothing but addresses and ports leaves 0 is what it must be, or a TTL of 64.
+fn vxlan(headers: &[u8]) -> Result<VxlanHeader, String> {
+    const ORDER: &str = "outer headers are Ethernet, IPv4, UDP and VXLAN without options, 50 bytes in all";
+    let mut bytes: [u8; VxlanHeader::LEN] =
+        headers.try_into().map_err(|_| format!("{ORDER}, not {}", headers.len()))?;
+    for filled_in in [16..18, 24..26, 38..40] {
+        bytes[filled_in].fill(0);
+    }
+    // Ethernet type, IPv4's first byte, TTL and protocol, UDP destination port, VXLAN's flags.
+    for (at, known) in [
+        (12, &[0x08, 0x00][..]),
+        (14, &[0x45]),
+        (22, &[64]),
+        (23, &[ip_proto::UDP]),
+        (36, &VXLAN_PORT.to_be_bytes()),
+        (42, &[0x08]),
+    ] {
+        let field = &mut bytes[at..at + known.len()];
+        if field.iter().all(|b| *b == 0) {
+            field.copy_from_slice(known);
+        }
+    }
+    if bytes[40..42] != [0; 2] {
+        return Err("an outer UDP checksum is not computed by this NIC".into());
+    }
+    VxlanHeader::new(&bytes).ok_or_else(|| ORDER.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,9 +417,40 @@ mod tests {
     fn what_the_host_gets_is_one_delivery() {
         let got = translate(&[RuleAction::Mark(7), RuleAction::Rss(vec![0, 2])]).unwrap();
         assert_eq!(got.actions, [Action::Recirc(FIRST_DELIVERY)]);
-        assert_eq!(got.delivery, Some(Delivery { mark: Some(7), queues: vec![0, 2] }));
+        assert_eq!(got.delivery, Some(Delivery { mark: Some(7), flag: false, queues: vec![0, 2] }));
+        let got = translate(&[RuleAction::Flag, RuleAction::Queue(1)]).unwrap();
+        assert_eq!(got.delivery, Some(Delivery { mark: None, flag: true, queues: vec![1] }));
         let got = translate(&[RuleAction::Output(2), RuleAction::Queue(3)]).unwrap();
         assert_eq!(got.actions, [Action::Output(PortNo(2)), Action::Recirc(FIRST_DELIVERY)]);
+    }
+
+    /// Outer headers as Open vSwitch gives them: complete, with the IPv4 checksum of an empty packet.
+    fn outer() -> Vec<u8> {
+        let hex = "020000009902020000009901 0800 45000000000040004011b6e2c0000201c0000202 000012b500000000 0800000000006400";
+        let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
+        digits.chunks(2).map(|c| u8::from_str_radix(std::str::from_utf8(c).unwrap(), 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn outer_headers_are_completed_and_what_the_nic_fills_in_is_left_out() {
+        let header = |bytes: &[u8]| {
+            let got = translate(&[RuleAction::Encap(bytes.to_vec()), RuleAction::Output(2)]).unwrap();
+            match &got.actions[..] {
+                [Action::TnlPush(push), Action::Output(PortNo(2))] => push.header.clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut want = outer();
+        want[24..26].fill(0);
+        let want = TnlHeader::Vxlan(VxlanHeader::new(&want).unwrap());
+        assert_eq!(header(&outer()), want);
+        // As an application that gives addresses and ports alone: all else is what it must be.
+        let mut bare = outer();
+        for left_out in [12..16, 22..26, 36..38, 42..43] {
+            bare[left_out].fill(0);
+        }
+        bare[16..18].copy_from_slice(&[1, 2]);
+        assert_eq!(header(&bare), want);
     }
 
     #[test]
@@ -406,6 +475,31 @@ mod tests {
             (vec![RuleAction::Foreign(7)], Culprit::ActionConf(0), "port 7"),
             (vec![RuleAction::Other(99)], Culprit::Action(0), "type 99"),
             (vec![RuleAction::Bad("conf is missing")], Culprit::ActionConf(0), "missing"),
+            (
+                vec![RuleAction::Decap("VXLAN_DECAP"), RuleAction::Output(1)],
+                Culprit::Action(0),
+                "VXLAN_DECAP",
+            ),
+            (
+                vec![RuleAction::Encap(vec![0; 42]), RuleAction::Output(1)],
+                Culprit::ActionConf(0),
+                "50 bytes in all, not 42",
+            ),
+            (
+                vec![RuleAction::Void, RuleAction::Encap(outer().into_iter().map(|b| b ^ 1).collect())],
+                Culprit::ActionConf(1),
+                "checksum is not computed",
+            ),
+            (
+                vec![
+                    RuleAction::PushVlan(0x8100),
+                    RuleAction::Encap(outer()),
+                    RuleAction::SetVlanVid(5),
+                    RuleAction::Output(1),
+                ],
+                Culprit::Action(2),
+                "OF_PUSH_VLAN",
+            ),
         ] {
             let refusal = translate(&rule).unwrap_err();
             assert_eq!(refusal.culprit, culprit, "{rule:?}: {refusal:?}");
