@@ -26,9 +26,9 @@ quit
 """
 
 
-def newer(driver, *vdevs, beside=()):
-    """24.11's testpmd with the packages' own loader and libraries, and nothing of the system's but the folders `beside`."""
-    path = ":".join(map(str, [Path(driver).parent, LIBRARIES, DRIVERS, *beside]))
+def newer(driver, *vdevs):
+    """24.11's testpmd with the packages' own loader and libraries; the system's are found where these have none."""
+    path = ":".join(map(str, [Path(driver).parent, LIBRARIES, DRIVERS]))
     loader = [str(LIBRARIES / "ld-linux-x86-64.so.2"), "--library-path", path, str(ROOTFS / "usr/bin/dpdk-testpmd")]
     arguments = ["--no-huge", "-m", "256", "--no-pci", "--no-shconf", "--no-telemetry", "-l", "0,1"]
     drivers = ["-d", "librte_mempool_ring.so.25", "-d", Path(driver).name]
@@ -58,15 +58,13 @@ def test(folder):
         check(part in text, f"{part}: {text[-3000:]}")
     check("bug" not in text and "violation" not in text, text[-3000:])
 
-    # 22.11's driver in 24.11's program, without 22.11's libraries and with them.
+    # 22.11's driver in 24.11's program, which finds 22.11's libraries beside its own.
     older = next(path / os.environ["FLOWLIFT_PLUGIN"] for path in map(Path, os.environ["LD_LIBRARY_PATH"].split(":")))
     code, text = newer(older, *vdevs)
-    check(code > 0 and "librte_ethdev.so.23: cannot open" in text, f"22.11's driver in 24.11: {code}: {text[-2000:]}")
-    code, text = newer(older, *vdevs, beside=["/usr/lib/x86_64-linux-gnu"])
     lines = [line for line in text.splitlines() if "net_flowlift:" in line]
-    check(code >= 0 and len(lines) == 1, f"22.11's driver beside its libraries: {code}: {lines}: {text[-2000:]}")
+    check(code > 0 and len(lines) == 1, f"22.11's driver in 24.11: {code}: {lines}: {text[-2000:]}")
     check("built for DPDK 22.11, but this process runs DPDK 24.11" in lines[0], lines[0])
-    # And the other way round.
+    # And the other way round, where 24.11's libraries are not to be had.
     environment = {**os.environ, "LD_LIBRARY_PATH": str(Path(built).parent)}
     arguments = eal(*vdevs)
     code, text = ended(["dpdk-testpmd", *arguments, "--", "-i", "--total-num-mbufs=4096"], env=environment)
