@@ -49,6 +49,9 @@ class Switch:
         self.daemon = Process(
             folder,
             "vswitchd",
+            # In a network of its own, so that its bridges' devices and addresses are nobody else's.
+            "unshare",
+            "--net",
             VSWITCHD,
             socket,
             f"--unixctl={folder}/vswitchd.ctl",
@@ -59,23 +62,17 @@ class Switch:
         )
         until(60, lambda: f"ovs-vswitchd-dpdk: {self.daemon.text()}", lambda: (folder / "vswitchd.ctl").exists())
         self.vsctl("add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev", "fail_mode=secure", "protocols=OpenFlow13")
-        for n, argument in enumerate(arguments):
-            name = f"p{n}"
-            devargs = f"net_flowlift{n}" if n == 0 else f"net_flowlift{n},{argument}"
-            self.vsctl(
-                "add-port",
-                "br0",
-                name,
-                "--",
-                "set",
-                "Interface",
-                name,
-                "type=dpdk",
-                f"ofport_request={n + 1}",
-                f'options:dpdk-devargs="{devargs}"',
-            )
-            error = self.vsctl("get", "Interface", name, "error").strip()
-            check(error == "[]", f"port {name}: {error}")
+        self.arguments = arguments
+        for n in range(2):
+            self.port("br0", n)
+
+    def port(self, bridge, n):
+        """Adds a port of the NIC to a bridge; all but the first one come by hotplug."""
+        name, devargs = f"p{n}", f"net_flowlift{n}" if n == 0 else f"net_flowlift{n},{self.arguments[n]}"
+        interface = ["type=dpdk", f"ofport_request={n + 1}", f'options:dpdk-devargs="{devargs}"']
+        self.vsctl("add-port", bridge, name, "--", "set", "Interface", name, *interface)
+        error = self.vsctl("get", "Interface", name, "error").strip()
+        check(error == "[]", f"port {name}: {error}")
 
     def vsctl(self, *arguments):
         return output("ovs-vsctl", "--timeout=60", f"--db={self.socket}", *arguments, env=self.env)
@@ -83,11 +80,15 @@ class Switch:
     def appctl(self, *arguments):
         return output("ovs-appctl", "--timeout=60", f"--target={self.folder}/vswitchd.ctl", *arguments, env=self.env)
 
-    def rules(self, *rules):
+    def ip(self, *arguments):
+        """`ip` in the daemon's network."""
+        return output("nsenter", "--net", f"--target={self.daemon.process.pid}", "ip", *arguments)
+
+    def rules(self, *rules, bridge="br0"):
         """Replaces all OpenFlow rules, and the datapath's flows with them."""
         text = "\n".join(rules) + "\n"
-        output("ovs-ofctl", "-OOpenFlow13", "--timeout=60", "del-flows", "br0", env=self.env)
-        output("ovs-ofctl", "-OOpenFlow13", "--timeout=60", "add-flows", "br0", "-", input=text, env=self.env)
+        output("ovs-ofctl", "-OOpenFlow13", "--timeout=60", "del-flows", bridge, env=self.env)
+        output("ovs-ofctl", "-OOpenFlow13", "--timeout=60", "add-flows", bridge, "-", input=text, env=self.env)
         self.appctl("revalidator/purge")
 
     def flows(self, kind="all"):
@@ -205,9 +206,12 @@ def ageing(switch):
     switch.rules("in_port=1,udp actions=output:2")
     switch.vsctl("set", "Open_vSwitch", ".", "other_config:max-idle=1000")
     frame = udp("10.2.0.1", "10.2.0.2", 1, 2)
-    p0.send(frame)
-    p1.expect(1)
-    switch.offloaded("in_port(p0)")
+
+    def hit():
+        p0.send(frame)
+        return switch.flow("in_port(p0)", "offloaded")
+
+    until(20, lambda: f"offloaded: {switch.flows()}", hit, 0.1)
     # Hardware hits keep it alive.
     end = time.monotonic() + 3
     while time.monotonic() < end:
@@ -228,18 +232,71 @@ def ageing(switch):
     check(switch.daemon.alive(), "ovs-vswitchd survives a port that goes away under its flows")
 
 
-def test(folder):
-    switch = Switch(folder, "standard")
+def tunnel(switch):
+    """A VXLAN port over the second port: what hardware puts on is what Open vSwitch puts on, but for the source port of UDP."""
+    p0, p1 = switch.wires
+    switch.vsctl("--", "del-port", "br0", "p0", "--", "add-br", "br1", "--", "set", "Bridge", "br1", "datapath_type=netdev", "fail_mode=secure", "protocols=OpenFlow13")
+    switch.port("br1", 0)
+    switch.vsctl("add-port", "br1", "vx", "--", "set", "Interface", "vx", "type=vxlan", "ofport_request=7", "options:remote_ip=192.0.2.9", "options:key=4660")
+    switch.ip("addr", "add", "192.0.2.1/24", "dev", "br0")
+    switch.ip("link", "set", "br0", "up")
+    switch.rules("in_port=LOCAL actions=output:2", "in_port=2 actions=LOCAL")
+    switch.rules("in_port=1 actions=output:7", bridge="br1")
+    until(20, "a route", lambda: "192.0.2.0/24" in switch.appctl("ovs/route/show"))
+    switch.appctl("tnl/neigh/set", "br0", "192.0.2.9", "02:00:00:00:09:09")
+    inner = udp("10.0.0.1", "10.0.0.2", 5, 53, b"x" * 100)
+
+    def outer(count):
+        """The next frames of the tunnel; others, such as neighbour discovery, are Open vSwitch's own."""
+        frames = []
+
+        def enough():
+            frames.extend(frame for frame in p1.received() if frame[36:38] == (4789).to_bytes(2, "big"))
+            return len(frames) >= count
+
+        until(20, lambda: f"{len(frames)} of {count} frames: {switch.flows()}", enough)
+        return frames
+
+    p0.send(inner)
+    (software,) = outer(1)
+    check(software[50:] == inner and software[46:49] == (4660).to_bytes(3, "big"), f"by software: {software.hex()}")
+    switch.offloaded("tnl_push")
+    for _ in range(500):
+        p0.send(inner)
+    hardware = outer(500)
+    ports = {frame[34:36] for frame in hardware}
+    check(len(hardware) == 500 and len(ports) == 1, f"{len(hardware)} frames, source ports {ports}")
+    for frame in hardware:
+        check(frame[:34] + frame[36:] == software[:34] + software[36:], f"hardware {frame.hex()}, software {software.hex()}")
+    line = until(20, lambda: f"counters: {switch.flows()}", lambda: (f := switch.flow("tnl_push")) and packets(f) >= 500 and f)
+    check(packets(line) == 500 and octets(line) == 500 * len(inner), f"exact counters: {line}")
+    slow = int(switch.vsctl("get", "Interface", "p0", "statistics:rx_packets"))
+    check(slow < 100, f"{slow} of 501 packets came to the host")
+
+
+def served(folder, profile, parts):
+    folder.mkdir()
+    switch = Switch(folder, profile)
     try:
-        for part in (full, several, partial_and_refused, ageing):
+        for part in parts:
             part(switch)
             check(switch.daemon.alive(), "ovs-vswitchd lives")
             print(f"  {part.__name__}: ok")
+    except Exception:
+        for log in sorted(folder.glob("*.out")) + sorted(folder.glob("*.log")):
+            # For `main`, which shows what is in the test's own folder.
+            log.rename(folder.parent / f"{folder.name}.{log.name}")
+        raise
     finally:
         switch.stop()
     log = (folder / "vswitchd.log").read_text()
     for word in ("violations", "a bug", "|EMER|"):
         check(word not in log, f"{word} in ovs-vswitchd's log")
+
+
+def test(folder):
+    served(folder / "standard", "standard", (full, several, partial_and_refused, ageing))
+    served(folder / "large", "large", (tunnel,))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """What a wrong use gets: one line that says why, and no port; never a crash."""
 
+import contextlib
+import os
 import subprocess
+from pathlib import Path
 
-from common import check, eal, main
+from common import Process, check, eal, main, output, plugin, until
 
 CASES = [
     ("", "is missing"),
@@ -24,7 +27,53 @@ def probe(*vdevs):
     return done.returncode, done.stdout + done.stderr
 
 
-def test(_):
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+
+
+@contextlib.contextmanager
+def huge_pages(folder, count):
+    """A mount of huge pages: processes of one DPDK application share no other memory."""
+    mount, before = folder / "huge", int(HUGE_PAGES.read_text())
+    mount.mkdir()
+    output("mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "none", str(mount))
+    try:
+        HUGE_PAGES.write_text(str(before + count))
+        got = int(HUGE_PAGES.read_text()) - before
+        check(got == count, f"the kernel gives {got} of {count} huge pages of 2 MiB")
+        yield mount
+    finally:
+        HUGE_PAGES.write_text(str(before))
+        output("umount", str(mount))
+
+
+def secondary(folder):
+    """A secondary process is refused port by port, with a line each; the primary goes on as before."""
+    with huge_pages(folder, 192) as mount:
+        shared = ["--huge-dir", str(mount), "--no-pci", "--no-telemetry", "--file-prefix", f"flowlift{os.getpid()}", "-l", "0,1", "-d", plugin()]
+        ports = ["--", "-i", "--total-num-mbufs=2048"]
+        command = ["stdbuf", "-o0", "dpdk-testpmd", "-m", "256", *shared, "--vdev=net_flowlift0,nic=sim", *ports]
+        primary = Process(folder, "primary", *command, stdin=subprocess.PIPE)
+        until(60, primary.text, lambda: "testpmd>" in primary.text() or not primary.alive())
+        command = ["dpdk-testpmd", "--proc-type=secondary", *shared, "--vdev=net_flowlift1,nic=sim", *ports, "--num-procs=2", "--proc-id=1"]
+        done = subprocess.run(command, input="quit\n", capture_output=True, text=True, timeout=60)
+        text = done.stdout + done.stderr
+        check(done.returncode >= 0, f"a secondary process is killed by signal {-done.returncode}: {text[-2000:]}")
+        for name in ("net_flowlift0", "net_flowlift1"):
+            lines = [line for line in text.splitlines() if f"net_flowlift: {name}" in line]
+            check(len(lines) == 1 and "secondary processes are not supported" in lines[0], f"{name}: {lines}: {text[-2000:]}")
+        # Even after that one has ended, nothing of the primary's has changed.
+        commands = b"flow create 0 ingress pattern eth / ipv4 / end actions count / drop / end\nflow query 0 0 count\nshow port info 0\nquit\n"
+        before = len(primary.text())
+        primary.process.stdin.write(commands)
+        primary.process.stdin.close()
+        check(primary.process.wait(60) == 0, primary.text()[-2000:])
+        after = primary.text()[before:]
+        for part in ("Flow rule #0 created", "hits: 0", "Driver name: net_flowlift"):
+            check(part in after, f"{part}: {after}")
+
+
+def test(folder):
+    secondary(folder)
     for arguments, part in CASES:
         code, text = probe(f"--vdev=net_flowlift0,{arguments}".rstrip(","))
         lines = [line for line in text.splitlines() if "net_flowlift:" in line]
