@@ -355,7 +355,7 @@ fn case(seed: u64, seen: &mut Seen) {
         (datapath, ids)
     };
     // The large one wraps packets in outer headers.
-    let profile = if seed % 2 == 0 { Profile::standard() } else { Profile::large() };
+    let profile = if seed.is_multiple_of(2) { Profile::standard() } else { Profile::large() };
     let setup = open::open(profile, seed, FaultPlan::default(), &PORTS, 1_000).unwrap();
     let (table, ids) = datapath();
     let mut nic = NicRun::new(setup.boxed(), table, ids, seed, Ledger::comparable(), |_| {}).unwrap();

@@ -28,7 +28,7 @@ pub(super) fn push(packet: &mut Packet, headers: &mut Headers, header: &VxlanHea
     let folded = (folded & 0xffff) + (folded >> 16);
     outer[24..26].copy_from_slice(&(!(folded as u16)).to_be_bytes());
     if header.src_port() == 0 {
-        let port = FIRST_PORT + (u64::from(flow) * PORTS >> 32);
+        let port = FIRST_PORT + ((u64::from(flow) * PORTS) >> 32);
         outer[34..36].copy_from_slice(&(port as u16).to_be_bytes());
     }
     // `total` has room for more than this.
