@@ -1,6 +1,7 @@
 """What the tests with real DPDK programs share: places, frames, wires, processes, and a count of what was checked."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -156,6 +157,61 @@ def plugin():
 def eal(*more, lcores="0,1", memory=256):
     """Arguments of DPDK's environment for a machine without huge pages."""
     return ["--no-huge", "-m", str(memory), "--no-pci", "--no-shconf", "--no-telemetry", "-l", lcores, "-d", plugin(), *more]
+
+
+class Testpmd:
+    """dpdk-testpmd, asked one command at a time."""
+
+    def __init__(self, folder, name, *vdevs, queues=1):
+        arguments = [*eal(*vdevs), "--", "-i", "--total-num-mbufs=8192", f"--rxq={queues}", f"--txq={queues}"]
+        self.process = Process(folder, name, "stdbuf", "-o0", "dpdk-testpmd", *arguments, stdin=subprocess.PIPE)
+        self.prompts = 0
+        self.wait()
+
+    def wait(self):
+        self.prompts += 1
+        until(60, self.process.text, lambda: self.process.text().count("testpmd> ") >= self.prompts or not self.process.alive())
+        check(self.process.alive(), f"testpmd: {self.process.text()[-3000:]}")
+
+    def ask(self, command):
+        before = len(self.process.text())
+        self.process.process.stdin.write(command.encode() + b"\n")
+        self.process.process.stdin.flush()
+        self.wait()
+        return self.process.text()[before:]
+
+    def hits(self, rule, *want):
+        """Waits until a rule of port 0 has counted this many packets and bytes."""
+
+        def counted():
+            found = re.search(r"hits: (\d+)\s+bytes: (\d+)", self.ask(f"flow query 0 {rule} count"))
+            return tuple(map(int, found.groups()))
+
+        until(30, lambda: f"rule {rule} counts {counted()}, not {want}", lambda: counted() == want)
+        check(counted() == want, f"rule {rule} counts on: {counted()}, not {want}")
+
+    def counts(self, **want):
+        """Waits until port 0's extended counters have these values."""
+
+        def counters():
+            found = dict(re.findall(r"^(\w+): (\d+)$", self.ask("show port xstats 0"), re.M))
+            return {name: int(found.get(name, -1)) for name in want}
+
+        until(30, lambda: f"{counters()}, not {want}", lambda: counters() == want)
+        check(counters() == want, f"counted on: {counters()}, not {want}")
+
+    def quit(self):
+        self.process.process.stdin.write(b"quit\n")
+        self.process.process.stdin.close()
+        code = self.process.process.wait(60)
+        check(code == 0, f"testpmd ended with {code}: {self.process.text()[-3000:]}")
+        return self.process.text()
+
+
+def keep_logs(folder):
+    """Puts the logs of a part's folder where `main` looks for them."""
+    for log in sorted(folder.glob("*.out")) + sorted(folder.glob("*.log")):
+        log.rename(folder.parent / f"{folder.name}.{log.name}")
 
 
 def main(test):

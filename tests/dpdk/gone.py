@@ -3,12 +3,11 @@
 the program that loaded the driver lives on and is told."""
 
 import os
-import re
 import signal
-import subprocess
 import time
 
-from common import Process, Wire, check, eal, main, tcp, udp, until
+from common import Process, Testpmd, Wire, check, keep_logs, main, tcp, udp, until
+from vswitch import Switch
 
 
 class Device:
@@ -26,35 +25,7 @@ class Device:
         self.process.process.wait()
 
 
-class Testpmd:
-    """dpdk-testpmd, asked one command at a time."""
-
-    def __init__(self, folder, name, *vdevs):
-        arguments = [*eal(*vdevs), "--", "-i", "--total-num-mbufs=8192"]
-        self.process = Process(folder, name, "stdbuf", "-o0", "dpdk-testpmd", *arguments, stdin=subprocess.PIPE)
-        self.prompts = 0
-        self.wait()
-
-    def wait(self):
-        self.prompts += 1
-        until(60, self.process.text, lambda: self.process.text().count("testpmd> ") >= self.prompts or not self.process.alive())
-        check(self.process.alive(), f"testpmd: {self.process.text()[-3000:]}")
-
-    def ask(self, command):
-        before = len(self.process.text())
-        self.process.process.stdin.write(command.encode() + b"\n")
-        self.process.process.stdin.flush()
-        self.wait()
-        return self.process.text()[before:]
-
-    def quit(self):
-        self.process.process.stdin.write(b"quit\n")
-        self.process.process.stdin.close()
-        code = self.process.process.wait(60)
-        check(code == 0, f"testpmd ended with {code}: {self.process.text()[-3000:]}")
-
-
-def test(folder):
+def testpmd_lives(folder):
     device = Device(folder)
     vdevs = [f"--vdev=net_flowlift{n},nic=vfio-user:{device.socket},port={n}" for n in range(2)]
     testpmd = Testpmd(folder, "testpmd", *vdevs)
@@ -72,11 +43,9 @@ def test(folder):
     for _ in range(200):
         p0.send(other)
 
-    def hits(rule):
-        return tuple(map(int, re.search(r"hits: (\d+)\s+bytes: (\d+)", testpmd.ask(f"flow query 0 {rule} count")).groups()))
-
-    until(20, lambda: f"counters: {hits(0)}, {hits(1)}", lambda: hits(0) == (300, 300 * len(frame)) and hits(1) == (200, 200 * len(other)))
-    until(20, "packets to the host", lambda: "slow_rx_marked: 200" in testpmd.ask("show port xstats 0"))
+    testpmd.hits(0, 300, 300 * len(frame))
+    testpmd.hits(1, 200, 200 * len(other))
+    testpmd.counts(slow_rx_marked=200)
 
     # Killed while packets are on their way.
     for _ in range(100):
@@ -106,6 +75,49 @@ def test(folder):
     check("Flow rule #0 created" in testpmd.ask(rule.format("udp", "drop")), "a rule in a new NIC")
     testpmd.quit()
     device.process.stop()
+
+
+def vswitchd_lives(folder):
+    device = Device(folder)
+    switch = Switch(folder, nic=f"vfio-user:{device.socket}", wires=device.wires)
+    try:
+        p0, p1 = device.wires
+        switch.rules("in_port=1 actions=output:2", "in_port=2 actions=output:1")
+        frame = udp("10.0.0.1", "10.0.0.2", 5, 53, b"x" * 100)
+        p0.send(frame)
+        check(p1.expect(1) == [frame], "through software")
+        switch.offloaded("in_port(p0)")
+        for _ in range(100):
+            p0.send(frame)
+        check(p1.expect(100) == [frame] * 100, "through the NIC in the other process")
+        device.kill()
+        log = switch.folder / "vswitchd.log"
+        until(30, "a line in the log", lambda: "the NIC is gone" in log.read_text() + switch.daemon.text())
+        time.sleep(2)
+        check(switch.daemon.alive(), "ovs-vswitchd survives its NIC")
+        # Its flows are asked for, taken out, and asked for again; its ports are taken out.
+        switch.flows()
+        switch.rules("in_port=1 actions=drop")
+        switch.vsctl("del-port", "br0", "p1")
+        switch.vsctl("del-port", "br0", "p0")
+        check(switch.daemon.alive() and not switch.flows(), f"ovs-vswitchd goes on without its ports: {switch.flows()}")
+    finally:
+        switch.stop()
+    text = log.read_text()
+    for word in ("a bug", "panicked", "|EMER|"):
+        check(word not in text, f"{word} in ovs-vswitchd's log")
+
+
+def test(folder):
+    for part in (testpmd_lives, vswitchd_lives):
+        place = folder / part.__name__
+        place.mkdir()
+        try:
+            part(place)
+        except Exception:
+            keep_logs(place)
+            raise
+        print(f"  {part.__name__}: ok")
 
 
 if __name__ == "__main__":

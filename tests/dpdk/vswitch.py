@@ -6,18 +6,18 @@ import os
 import re
 import time
 
-from common import Process, Wire, check, ether, main, output, plugin, tcp, udp, until
+from common import Process, Wire, check, ether, keep_logs, main, output, plugin, tcp, udp, until
 
 VSWITCHD = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 
 
 class Switch:
-    """ovsdb-server and ovs-vswitchd-dpdk with a bridge of two ports."""
+    """ovsdb-server and ovs-vswitchd-dpdk with a bridge of two ports: of a simulated NIC with a profile, or of the one named."""
 
-    def __init__(self, folder, profile):
+    def __init__(self, folder, profile="standard", nic=None, wires=None):
         self.folder = folder
-        self.wires = [Wire(folder, "p0"), Wire(folder, "p1")]
+        self.wires = wires or [Wire(folder, "p0"), Wire(folder, "p1")]
         database, socket = folder / "conf.db", f"unix:{folder}/db.sock"
         self.socket = socket
         output("ovsdb-tool", "create", str(database), SCHEMA)
@@ -28,7 +28,8 @@ class Switch:
             folder, "ovsdb-server", "ovsdb-server", str(database), f"--remote=p{socket}", f"--unixctl={folder}/db.ctl", env=env
         )
         until(10, "ovsdb-server", (folder / "db.sock").exists)
-        arguments = [f"nic=sim,port={n},profile={profile},{wire.devargs}" for n, wire in enumerate(self.wires)]
+        simulated = [f"nic=sim,profile={profile},{wire.devargs}" for wire in self.wires]
+        arguments = [f"{f'nic={nic}' if nic else simulated[n]},port={n}" for n in range(2)]
         # The first port is there as DPDK starts, the second comes by hotplug.
         extra = (
             "--no-huge --legacy-mem -m 1024 --no-pci --no-shconf --no-telemetry -l 0 "
@@ -283,9 +284,7 @@ def served(folder, profile, parts):
             check(switch.daemon.alive(), "ovs-vswitchd lives")
             print(f"  {part.__name__}: ok")
     except Exception:
-        for log in sorted(folder.glob("*.out")) + sorted(folder.glob("*.log")):
-            # For `main`, which shows what is in the test's own folder.
-            log.rename(folder.parent / f"{folder.name}.{log.name}")
+        keep_logs(folder)
         raise
     finally:
         switch.stop()

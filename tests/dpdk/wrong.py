@@ -14,10 +14,15 @@ CASES = [
     ("nic=sim,port=99", "its ports are 0 to 15"),
     ("nic=sim,profile=huge", "neither tiny, standard nor large"),
     ("nic=sim,wire=udp:1", "is not one"),
-    ("nic=sim,wire=packet:no-such-device", "no-such-device"),
+    ("nic=sim,wire=packet:no-such-device", "p0, packet:no-such-device: No such device"),
     ("nic=vfio-user:/nowhere", "/nowhere"),
     ("nic=0000:ff:1f.7", "0000:ff:1f.7"),
     ("nic=sim,colour=red", "unknown argument"),
+] + [
+    # Any function of this machine's, as none of them is handed over.
+    (f"nic={function.name}", f"{function.name}: a function that is not bound to vfio-pci")
+    for function in sorted(Path("/sys/bus/pci/devices").glob("*"))[:1]
+    if (function / "driver").resolve().name != "vfio-pci"
 ]
 
 

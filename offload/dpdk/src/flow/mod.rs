@@ -466,3 +466,44 @@ unsafe extern "C" fn isolate(
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_points_at_what_stands_in_the_way() {
+        // SAFETY: zero is a value of each of them.
+        let (attr, mut items, mut actions): (
+            sys::rte_flow_attr,
+            [sys::rte_flow_item; 3],
+            [sys::rte_flow_action; 3],
+        ) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
+        let parts = [1u8, 2, 3, 4];
+        let part = |n: usize| (&raw const parts[n]).cast::<c_void>();
+        (items[1].spec, items[1].last, items[1].mask) = (part(0), part(1), part(2));
+        actions[2].conf = part(3);
+        let given = Given { attr: &attr, items: items.as_ptr(), actions: actions.as_ptr() };
+        let handle = part(0).wrapping_add(77);
+        let attr = (&raw const attr).cast();
+        for (culprit, kind, cause) in [
+            (Culprit::Unspecified, sys::RTE_FLOW_ERROR_TYPE_UNSPECIFIED, null()),
+            (Culprit::Handle, sys::RTE_FLOW_ERROR_TYPE_HANDLE, handle),
+            (Culprit::Group, sys::RTE_FLOW_ERROR_TYPE_ATTR_GROUP, attr),
+            (Culprit::Priority, sys::RTE_FLOW_ERROR_TYPE_ATTR_PRIORITY, attr),
+            (Culprit::Ingress, sys::RTE_FLOW_ERROR_TYPE_ATTR_INGRESS, attr),
+            (Culprit::Egress, sys::RTE_FLOW_ERROR_TYPE_ATTR_EGRESS, attr),
+            (Culprit::Transfer, sys::RTE_FLOW_ERROR_TYPE_ATTR_TRANSFER, attr),
+            (Culprit::Item(2), sys::RTE_FLOW_ERROR_TYPE_ITEM, (&raw const items[2]).cast()),
+            (Culprit::ItemSpec(1), sys::RTE_FLOW_ERROR_TYPE_ITEM_SPEC, part(0)),
+            (Culprit::ItemLast(1), sys::RTE_FLOW_ERROR_TYPE_ITEM_LAST, part(1)),
+            (Culprit::ItemMask(1), sys::RTE_FLOW_ERROR_TYPE_ITEM_MASK, part(2)),
+            (Culprit::Action(1), sys::RTE_FLOW_ERROR_TYPE_ACTION, (&raw const actions[1]).cast()),
+            (Culprit::ActionConf(2), sys::RTE_FLOW_ERROR_TYPE_ACTION_CONF, part(3)),
+        ] {
+            assert_eq!(given.place(culprit, handle), (kind, cause), "{culprit:?}");
+        }
+        // A rule without lists has nothing to point at, but an address in no list is never read.
+        assert_eq!(Given::NOTHING.place(Culprit::ItemSpec(0), null()).1, null());
+    }
+}

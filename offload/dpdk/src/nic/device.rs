@@ -8,10 +8,11 @@ use flowlift_driver::inproc::{InProc, InProcConfig};
 use flowlift_driver::nic::NicError;
 use flowlift_driver::vfio::VfioFunction;
 use flowlift_driver::vfio_user::{VfioUser, VfioUserConfig};
-use flowlift_sim::server::{Cables, ServerWire, WireError, WireSpec};
-use flowlift_sim::{Config, HostClock};
+use flowlift_sim::server::{Cables, ServerWire, WireError, WireKind, WireSpec};
+use flowlift_sim::{Config, HostClock, NoWire};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -41,11 +42,32 @@ pub enum OpenError {
     Thread(std::io::Error),
 }
 
+impl OpenError {
+    /// With all that lies behind it, in one line.
+    pub fn told(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// What the ports are plugged into, one at a time.
+#[derive(Default)]
+struct Wires {
+    cables: Cables,
+    /// Cables in memory by the ports that have an end of them. An end stays where it is when its port goes, as nothing else holds the
+    /// frames that are on their way.
+    ends: HashMap<u16, String>,
+}
+
 /// A simulated NIC: the model and the thread that is its hardware.
 pub struct Simulated {
     function: Arc<InProc<flowlift_sim::Fl1>>,
-    /// Cables between its ports, which are plugged in one at a time.
-    cables: Mutex<Cables>,
+    wires: Mutex<Wires>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -68,15 +90,37 @@ impl Simulated {
             .name("flowlift-device".into())
             .spawn(move || run(&model, &stopped))
             .map_err(OpenError::Thread)?;
-        Ok(Self { function, cables: Mutex::default(), stop, thread: Some(thread) })
+        Ok(Self { function, wires: Mutex::default(), stop, thread: Some(thread) })
+    }
+
+    fn wires(&self) -> MutexGuard<'_, Wires> {
+        self.wires.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Plugs a wire into a port, counted from 0.
     pub fn plug(&self, spec: &WireSpec) -> Result<(), OpenError> {
-        let mut cables = self.cables.lock().unwrap_or_else(PoisonError::into_inner);
-        let wire = ServerWire::open(spec, &mut cables)?;
+        let mut wires = self.wires();
+        let cable = match &spec.kind {
+            WireKind::Memory(cable) => Some(cable),
+            _ => None,
+        };
+        if cable.is_some() && wires.ends.get(&spec.port) == cable {
+            return Ok(());
+        }
+        let wire = ServerWire::open(spec, &mut wires.cables)?;
+        match cable {
+            Some(cable) => wires.ends.insert(spec.port, cable.clone()),
+            None => wires.ends.remove(&spec.port),
+        };
         self.function.model().plug(spec.port.saturating_add(1), Box::new(wire));
         Ok(())
+    }
+
+    /// Pulls the wire out of a port, counted from 0, so that the next one can have it.
+    pub fn unplug(&self, port: u16) {
+        if !self.wires().ends.contains_key(&port) {
+            self.function.model().plug(port.saturating_add(1), Box::new(NoWire));
+        }
     }
 
     /// Breaches of the device's protocol, which are bugs of the driver.
@@ -123,7 +167,8 @@ pub fn open(args: &Devargs) -> Result<(Fl1, Option<Simulated>), OpenError> {
         }
         NicName::VfioUser(path) => (VfioUser::connect(path, VfioUserConfig::default())?, None),
         NicName::Pci(address) => {
-            let why = |e: &dyn std::fmt::Display| OpenError::Function(format!("{address}: {e}"));
+            // Whoever tells it names the address.
+            let why = |e: &dyn std::fmt::Display| OpenError::Function(e.to_string());
             let address = address.parse().map_err(|e| why(&e))?;
             (Arc::new(VfioFunction::open(&Host::default(), address).map_err(|e| why(&e))?), None)
         }

@@ -46,7 +46,7 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 #[non_exhaustive]
 pub enum JoinError {
     /// The NIC cannot be opened.
-    #[error("{nic}: {source}")]
+    #[error("{nic}: {}", source.told())]
     Open {
         /// The NIC.
         nic: NicName,
@@ -288,7 +288,12 @@ impl SharedNic {
     /// A DPDK port goes, after its rules were removed. The last one takes the NIC with it.
     pub fn detach(&self, port: &Arc<Port>) {
         self.settle(FLUSH_DEADLINE);
-        self.engine().detach(port);
+        let mut engine = self.engine();
+        engine.detach(port);
+        if let Some(simulated) = engine.simulated() {
+            simulated.unplug(port.nic_port.0.saturating_sub(1));
+        }
+        drop(engine);
         lock(&self.ports).retain(|p| !Arc::ptr_eq(p, port));
         // A callback that runs now ends before this returns.
         *port.device() = None;
