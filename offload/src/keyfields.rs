@@ -1,6 +1,7 @@
 //! Names of a key's bytes, and which of them are constants for every packet that a NIC's tables see.
 
 use flowlift_flow::Key;
+use flowlift_flow::key::KEY_WORDS;
 use std::mem::offset_of;
 
 /// What is known of a part of the key beforehand, for packets in a NIC's tables.
@@ -67,6 +68,44 @@ const PARTS: &[(usize, &str, Known)] = &[
     (offset_of!(Key, tun_opts), "tunnel.geneve", Known::Zero),
 ];
 
+/// Bits of each word of a key that are 0 in every packet that gets to a NIC's tables, and has what the field's name says.
+pub(crate) struct Zeros {
+    pub(crate) always: [u64; KEY_WORDS],
+    /// An Ethernet type that is neither MPLS nor NSH.
+    pub(crate) typed: [u64; KEY_WORDS],
+    /// No extension headers of IPv6.
+    pub(crate) no_extensions: [u64; KEY_WORDS],
+}
+
+/// [`PARTS`] by words: raising looks at all of them for each entry.
+pub(crate) static ZEROS: Zeros = {
+    let (mut always, mut typed, mut no_extensions) =
+        ([[0; 8]; KEY_WORDS], [[0; 8]; KEY_WORDS], [[0; 8]; KEY_WORDS]);
+    let (mut at, mut part) = (0, 0);
+    while at < size_of::<Key>() {
+        while part + 1 < PARTS.len() && PARTS[part + 1].0 <= at {
+            part += 1;
+        }
+        match PARTS[part].2 {
+            Known::Packet => {}
+            Known::Zero | Known::Padding => always[at / 8][at % 8] = 0xff,
+            Known::Mpls | Known::Nsh => typed[at / 8][at % 8] = 0xff,
+            Known::ExtHdrs => no_extensions[at / 8][at % 8] = 0xff,
+        }
+        at += 1;
+    }
+    Zeros { always: words(always), typed: words(typed), no_extensions: words(no_extensions) }
+};
+
+const fn words(bytes: [[u8; 8]; KEY_WORDS]) -> [u64; KEY_WORDS] {
+    let (mut words, mut n) = ([0; KEY_WORDS], 0);
+    while n < KEY_WORDS {
+        words[n] = u64::from_ne_bytes(bytes[n]);
+        n += 1;
+    }
+    words
+}
+
 /// Name of byte `at` of a key, and what is known of it.
 pub(crate) fn part_of(at: usize) -> (&'static str, Known) {
     let n = PARTS.partition_point(|(first, ..)| *first <= at);
@@ -91,6 +130,15 @@ mod tests {
             let word = at / 8;
             let constant = word >= FIRST_CONSTANT_WORD || METADATA_WORDS.contains(&word);
             assert_eq!(part_of(at).1 != Known::Packet, constant, "byte {at}, {}", part_of(at).0);
+            let zeros = |words: &[u64; KEY_WORDS]| words[word].to_ne_bytes()[at % 8] == 0xff;
+            let known = match (zeros(&ZEROS.always), zeros(&ZEROS.typed), zeros(&ZEROS.no_extensions)) {
+                (false, false, false) => &[Known::Packet][..],
+                (true, false, false) => &[Known::Zero, Known::Padding],
+                (false, true, false) => &[Known::Mpls, Known::Nsh],
+                (false, false, true) => &[Known::ExtHdrs],
+                _ => &[],
+            };
+            assert!(known.contains(&part_of(at).1), "byte {at}, {}: {known:?}", part_of(at).0);
         }
         assert_eq!(part_of(offset_of!(Key, ct_mark) + 3).0, "ct_mark");
     }

@@ -3,6 +3,7 @@
 //! No I/O and no threads: time, flows and the NIC are given to it, so that a run replays from its inputs.
 mod effect;
 pub mod explain;
+mod form;
 mod header;
 mod keyfields;
 pub mod lower;

@@ -139,7 +139,13 @@ pub(crate) fn write(bytes: &mut [u8], field: &FieldCaps, value: u128) -> bool {
     let len = usize::from(field.width.div_ceil(8)).min(16);
     let at = usize::from(field.offset);
     let Some(place) = bytes.get_mut(at..at + len) else { return false };
-    place.copy_from_slice(&value.to_be_bytes()[16 - len..]);
+    // By length, as a copy of a length that the compiler does not know is a call.
+    match place {
+        [a] => *a = value as u8,
+        [a, b] => [*a, *b] = (value as u16).to_be_bytes(),
+        [a, b, c, d] => [*a, *b, *c, *d] = (value as u32).to_be_bytes(),
+        _ => place.iter_mut().rev().zip(value.to_le_bytes()).for_each(|(to, from)| *to = from),
+    }
     true
 }
 
@@ -147,9 +153,13 @@ pub(crate) fn write(bytes: &mut [u8], field: &FieldCaps, value: u128) -> bool {
 pub(crate) fn read(bytes: &[u8], field: &FieldCaps) -> Option<u128> {
     let len = usize::from(field.width.div_ceil(8)).min(16);
     let at = usize::from(field.offset);
-    let mut value = [0; 16];
-    value[16 - len..].copy_from_slice(bytes.get(at..at + len)?);
-    Some(u128::from_be_bytes(value))
+    Some(match bytes.get(at..at + len)? {
+        [a] => (*a).into(),
+        [a, b] => u16::from_be_bytes([*a, *b]).into(),
+        [a, b, c, d] => u32::from_be_bytes([*a, *b, *c, *d]).into(),
+        [a, b, c, d, e, f] => u64::from_be_bytes([0, 0, *a, *b, *c, *d, *e, *f]).into(),
+        more => more.iter().fold(0, |value, byte| value << 8 | u128::from(*byte)),
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! from bytes, asks the capability records where fields lie, and shares no decision with the lowering.
 
 use crate::effect::{Tags, effect, put_field};
-use crate::keyfields::{FIRST_CONSTANT_WORD, Known, METADATA_WORDS, part_of};
+use crate::keyfields::{ZEROS, part_of};
 use crate::lower::Plan;
 use crate::lower::matching::{is_extension, is_neighbour_discovery};
 use crate::pipeline::{Pipeline, all_bits, read};
@@ -132,20 +132,12 @@ fn constants(parser: ParserCaps, key: &mut Key, mask: &mut Key) {
     let ip = v4 || v6;
     let proto = (ip && mask.ip_proto == 0xff).then_some(key.ip_proto);
     let plain_v6 = v6 && proto.is_some_and(|p| !is_extension(p));
-    for word in METADATA_WORDS.chain(FIRST_CONSTANT_WORD..flowlift_flow::key::KEY_WORDS) {
-        let mut bits = mask.words()[word].to_ne_bytes();
-        for (n, byte) in bits.iter_mut().enumerate() {
-            let zero = match part_of(8 * word + n).1 {
-                Known::Packet => false,
-                Known::Zero | Known::Padding => true,
-                Known::Mpls | Known::Nsh => typed,
-                Known::ExtHdrs => typed && (!v6 || plain_v6),
-            };
-            if zero {
-                *byte = 0xff;
-            }
-        }
-        mask.words_mut()[word] = u64::from_ne_bytes(bits);
+    let plain = typed && (!v6 || plain_v6);
+    let zeros = ZEROS.always.iter().zip(&ZEROS.typed).zip(&ZEROS.no_extensions);
+    for (word, ((always, of_type), no_extensions)) in mask.words_mut().iter_mut().zip(zeros) {
+        *word |= *always;
+        *word |= if typed { *of_type } else { 0 };
+        *word |= if plain { *no_extensions } else { 0 };
     }
     if !parser.service_tags && mask.vlan[0].tci.get() & key.vlan[0].tci.get() & VLAN_CFI != 0 {
         (key.vlan[0].tpid, mask.vlan[0].tpid) = (eth_type::VLAN.into(), 0xffff.into());

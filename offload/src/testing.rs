@@ -163,6 +163,19 @@ const SETTABLE: [Field; 11] = [
     Field::L4Dst,
 ];
 
+/// [`encode`] and [`decode`].
+pub(crate) struct TestCodec;
+
+impl crate::raise::Codec for TestCodec {
+    fn encode(&self, _: TableId, entry: &Entry, out: &mut Vec<u8>) -> Result<(), NicError> {
+        encode(entry, out);
+        Ok(())
+    }
+    fn decode(&self, _: TableId, bytes: &[u8]) -> Result<Entry, NicError> {
+        Ok(decode(bytes))
+    }
+}
+
 /// A codec of its own, as simple as can be.
 pub(crate) fn encode(entry: &Entry, out: &mut Vec<u8>) {
     out.extend(entry.priority.to_le_bytes());

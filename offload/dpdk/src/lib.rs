@@ -42,6 +42,7 @@ extern "C" fn load() {
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
         // Another plugin of this project may have set it already.
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        nic::cpus::note();
         ethdev::register();
     });
 }

@@ -165,8 +165,8 @@ fn on_table(
     table: &TableCaps,
 ) -> Result<Plan, Cause> {
     let len = usize::from(table.key_len);
-    let mut key = SmallVec::from_elem(0, len);
-    let mut mask = SmallVec::from_elem(0, len);
+    let mut key: SmallVec<[u8; 64]> = SmallVec::from_elem(0, len);
+    let mut mask: SmallVec<[u8; 64]> = SmallVec::from_elem(0, len);
     matching::fit(table, &wants.fields, &mut key, &mut mask)?;
     if table.stage > Stage(0) {
         exactly(table, Field::Metadata, "recirc_id", wants.recirc_id.into(), &mut key, &mut mask)?;
@@ -177,7 +177,9 @@ fn on_table(
     }
     let mut entries = SmallVec::new();
     for port in ports {
-        let mut entry = Entry { priority: 0, key: key.clone(), mask: mask.clone(), actions: actions.clone() };
+        // A slice is copied whole, a clone byte by byte.
+        let copy = |bytes: &[u8]| SmallVec::from_slice(bytes);
+        let mut entry = Entry { priority: 0, key: copy(&key), mask: copy(&mask), actions: actions.clone() };
         if let Some(nic) = port {
             exactly(table, Field::InPort, "in_port", nic.0.into(), &mut entry.key, &mut entry.mask)?;
         }

@@ -20,6 +20,7 @@ mod work;
 
 pub use slot::{Counters, FlowId, Reason, State};
 
+use crate::form::Forms;
 use crate::pipeline::Pipeline;
 use crate::placement::{Busiest, Placement};
 use crate::ports::PortMap;
@@ -36,6 +37,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub trait FlowSource {
     /// The flow as it is now.
     fn flow(&self, id: FlowId) -> Option<Flow>;
+    /// Writes the flow as it is now over another one, whose memory it takes; false if there is none.
+    fn read(&self, id: FlowId, over: &mut Flow) -> bool {
+        self.flow(id).map(|flow| *over = flow).is_some()
+    }
     /// Its rank: where several flows match a packet, the one of the lowest rank has it; 0 where flows do not overlap.
     fn rank(&self, id: FlowId) -> u16 {
         let _ = id;
@@ -145,6 +150,10 @@ pub struct Planner {
     results: Vec<UpdateResult>,
     events: Vec<NicEvent>,
     bytes: Vec<u8>,
+    /// Forms of the flows that were planned of late.
+    forms: Forms,
+    /// The flow that was planned last: the next one takes its memory.
+    flow: Option<Box<Flow>>,
 }
 
 impl Planner {
@@ -183,6 +192,8 @@ impl Planner {
             results: Vec::new(),
             events: Vec::new(),
             bytes: Vec::new(),
+            forms: Forms::default(),
+            flow: None,
             pipeline,
         }
     }
@@ -191,6 +202,7 @@ impl Planner {
     /// a flow's packets came to in hardware is not known, see [`Planner::is_counted`].
     pub fn accept_uncounted(&mut self) {
         self.pipeline = self.pipeline.clone().with_uncounted(true);
+        self.forms.clear();
     }
 
     /// False for a flow that hardware handles, or has handled, without counting.
@@ -213,6 +225,7 @@ impl Planner {
     /// does not concern stay as they are in hardware.
     pub fn set_ports(&mut self, ports: &PortMap) {
         self.pipeline = Pipeline::new(self.pipeline.caps(), ports);
+        self.forms.clear();
         for n in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
             self.enqueue(FlowId(n));
         }
@@ -221,13 +234,18 @@ impl Planner {
     /// Takes note of a new or changed flow. A slot is free for another flow once its removal was reported by
     /// [`Planner::take_removed`]; a `put` before that is a change of the flow, and its counters go on.
     pub fn put(&mut self, id: FlowId, flow: &Flow) {
+        self.put_leading(id, recirc_id(flow), hop(flow));
+    }
+
+    /// [`Planner::put`] for a caller that knows what matters of the flow until it is planned: its recirculation ID, and
+    /// the hop that its actions end with.
+    pub fn put_leading(&mut self, id: FlowId, recirc: u32, hop: Option<Hop>) {
         let n = id.0 as usize;
         if self.slots.len() <= n {
             self.slots.resize_with(n + 1, Slot::default);
         }
         self.unlink(id);
-        let next = hop(flow).filter(|h| !self.pipeline.resumes_in_software(h.to));
-        let recirc = recirc_id(flow);
+        let next = hop.filter(|h| !self.pipeline.resumes_in_software(h.to));
         let slot = &mut self.slots[n];
         (slot.wanted, slot.present) = (true, true);
         (slot.recirc_id, slot.hop_to) = (recirc, next.map(|h| h.to));

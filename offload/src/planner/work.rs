@@ -49,10 +49,13 @@ impl Planner {
             return self.delete(id, After::Plan);
         }
         slot.rewrite = false;
-        match source.flow(id) {
-            Some(flow) => self.plan_flow(id, &flow, source.rank(id), nic),
-            None => self.keep_in_software(id, Reason::NoFlow, None),
+        let mut flow = self.flow.take().unwrap_or_default();
+        if source.read(id, &mut flow) {
+            self.plan_flow(id, &flow, source.rank(id), nic);
+        } else {
+            self.keep_in_software(id, Reason::NoFlow, None);
         }
+        self.flow = Some(flow);
     }
 
     fn plan_flow(&mut self, id: FlowId, flow: &Flow, rank: u16, nic: &dyn Nic) {
@@ -61,7 +64,11 @@ impl Planner {
         // What the device said of a table that it would not take this flow into.
         let mut full = slot.reason().filter(|r| matches!(r, Reason::TableFull(_) | Reason::MasksFull(_)));
         loop {
-            let plan = match lower_ranked(&self.pipeline, &self.graph, flow, rank, excluded) {
+            let known = self.forms.plan(flow, rank, excluded);
+            let is_known = known.is_some();
+            let lowered =
+                known.map_or_else(|| lower_ranked(&self.pipeline, &self.graph, flow, rank, excluded), Ok);
+            let plan = match lowered {
                 Ok(plan) => plan,
                 Err(Refusal { cause: Cause::Limit(Limit::Full), .. }) if full.is_some() => {
                     let reason = full.unwrap_or(Reason::Queued);
@@ -78,12 +85,19 @@ impl Planner {
                 return self.keep_in_software(id, Reason::Refused(Refusal::of_nic(cause)), None);
             }
             let mut bytes = std::mem::take(&mut self.bytes);
-            let checked = check(&self.pipeline, nic, flow, &plan, &mut bytes);
+            let checked = if is_known && self.forms.check(nic, flow, &plan, &mut bytes) {
+                Ok(())
+            } else {
+                check(&self.pipeline, nic, flow, &plan, &mut bytes)
+            };
             let prints = (place_print(&plan), whole_print(plan.table, &bytes));
             self.bytes = bytes;
             if let Err(refusal) = checked {
                 self.stats.lowering_bugs += u64::from(matches!(refusal.cause, Cause::LoweringBug(_)));
                 return self.keep_in_software(id, Reason::Refused(refusal), None);
+            }
+            if !is_known {
+                self.forms.learn(&self.pipeline, flow, rank, excluded, &plan);
             }
             if self.slot(id).is_some_and(|s| s.installed != 0) {
                 return self.change(id, plan, prints);

@@ -7,7 +7,7 @@ use std::ffi::{c_int, c_uint};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Names of the extended counters, in order. `hw_` is what the NIC says of its wire and, for the whole NIC, of its tables.
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 20] = [
     "hw_rx_packets",
     "hw_rx_bytes",
     "hw_tx_packets",
@@ -26,6 +26,8 @@ const NAMES: [&str; 18] = [
     "nic_entries_replaced",
     "nic_entries_deleted",
     "nic_updates_failed",
+    "nic_completions",
+    "nic_violations",
 ];
 
 /// Sums over a port's queues: packets and bytes received and sent, and what was lost.
@@ -124,6 +126,8 @@ fn values(a: &Adapter) -> [u64; NAMES.len()] {
         planner.replaced,
         planner.deleted,
         planner.failed,
+        a.nic.completions(),
+        a.nic.violations(),
     ]
 }
 

@@ -4,27 +4,31 @@
 //! the NIC's tables take it, given room, and handed to the service thread, which brings it into the NIC. Every refusal fills
 //! `struct rte_flow_error`; its message stays until the same thread's next refusal.
 
+mod forms;
 mod read;
 pub mod table;
 
 use crate::ethdev::{Adapter, adapter};
 use crate::guard::guarded;
 use crate::nic::Desk;
-use crate::nic::rules::{CompactMatch, Rule};
-use crate::rule::action::{Delivery, FlowActions, to_actions};
+use crate::nic::delivery::Deliveries;
+use crate::nic::room::Taking;
+use crate::nic::rules::{Rule, Shape, values};
+use crate::rule::action::{FlowActions, to_actions};
 use crate::rule::pattern::to_match;
 use crate::rule::{Culprit, FIRST_DELIVERY, Refusal, refusal};
 use crate::sys;
 use flowlift_driver::nic::Stage;
 use flowlift_flow::{Action, Flow};
 use flowlift_offload::lower::{Excluded, RecircStages, lower_ranked};
-use flowlift_offload::recirc::{Hop, RecircGraph, hop};
+use flowlift_offload::recirc::{Hop, RecircGraph};
 use flowlift_offload::refusal::{Cause, Limit, RecircCause};
+use forms::{Asked, Forms};
 use std::cell::RefCell;
 use std::ffi::{CString, c_int, c_void};
 use std::ptr::null;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 use table::Handle;
 
 /// The operations.
@@ -122,12 +126,10 @@ unsafe fn operate<T>(
 ) -> T {
     let bug = failed(-crate::EIO.abs());
     guarded(what, bug, || {
-        let gone =
-            |why: &str| Refusal { culprit: Culprit::Unspecified, errno: refusal::GONE, message: why.into() };
         // SAFETY: by the caller.
         let result = match unsafe { adapter(dev) } {
             Some(a) => body(a),
-            None => Err(gone("the port is closed")),
+            None => Err(Refusal::at_all(refusal::GONE, "the port is closed")),
         };
         result.unwrap_or_else(|refusal| {
             let place = given.place(refusal.culprit, handle);
@@ -171,28 +173,17 @@ impl read::Ports for Ports<'_> {
     }
 }
 
-/// A rule that passed all checks, with room of its own.
-struct Decided {
-    rule: Rule,
-    delivery: Option<Delivery>,
-    jump: Option<Hop>,
-}
-
-/// Decides over a rule, and takes room for it.
+/// Decides over a rule, and takes what it needs: room, its delivery, its jump. [`give_back`] undoes that.
 ///
 /// # Safety
 /// As for [`operate`].
-unsafe fn decide(a: &Adapter, given: Given) -> Result<Decided, Refusal> {
+unsafe fn decide(a: &Adapter, given: Given, forms: &mut Forms) -> Result<Rule, Refusal> {
     // SAFETY: by the caller.
     let Some(attr) = (unsafe { given.attr.as_ref() }) else {
         return Err(Refusal::invalid(Culprit::Unspecified, "there are no attributes"));
     };
     if a.nic.is_gone() {
-        return Err(Refusal {
-            culprit: Culprit::Unspecified,
-            errno: refusal::GONE,
-            message: "the NIC is gone".into(),
-        });
+        return Err(Refusal::at_all(refusal::GONE, "the NIC is gone"));
     }
     if attr.egress() != 0 {
         return Err(Refusal::unsupported(
@@ -214,27 +205,71 @@ unsafe fn decide(a: &Adapter, given: Given) -> Result<Decided, Refusal> {
     };
     // SAFETY: by the caller.
     let (items, actions) = unsafe { (read::items(given.items)?, read::actions(given.actions, &Ports(a))?) };
-    let (matching, mut places) = to_match(&items, a.port.nic_port.0.into(), attr.group)?;
     let queues = a.rx_queues();
-    let FlowActions { actions, delivery, count } = to_actions(&actions, &matching, queues, &mut places)?;
-    let compact = CompactMatch::new(&matching);
-    let print = a.nic.prints().of(&compact, rank);
-    let jump = jump(&actions, attr.group);
-    let flow = Flow { ufid: None, matching, actions };
-    let mut desk = a.nic.desk();
-    let room = take_room(a, &mut desk, &flow, rank, jump).map_err(|r| Refusal::of_planner(&r, &places))?;
-    let rule = Rule::new(compact, flow.actions, rank, None, count, print, room);
-    Ok(Decided { rule, delivery, jump })
+    let asked = Asked { rank, queues, actions: &actions };
+    if attr.group == 0
+        && let Some((shape, values)) = forms.find(&items, asked)
+        && take_again(a, shape)
+    {
+        return Ok(Rule::new(Arc::clone(shape), values, a.nic.prints()));
+    }
+    let (matching, mut places) = to_match(&items, a.port.nic_port.0.into(), attr.group)?;
+    let FlowActions { actions: list, delivery, count } =
+        to_actions(&actions, &matching, queues, &mut places)?;
+    let jump = jump(&list, attr.group);
+    let mut flow = Flow { ufid: None, matching, actions: list };
+    let taken = take_room(a, &mut a.nic.desk(), &flow, rank, jump);
+    let (room, first) = taken.map_err(|r| Refusal::of_planner(&r, &places))?;
+    let id = delivery.as_ref().map(|delivery| deliveries(a).take(delivery));
+    if let Some(None) = id {
+        leave(&mut a.nic.desk(), room, jump);
+        return Err(Refusal::at_all(refusal::NO_ROOM, "too many different marks and queues"));
+    }
+    let delivery = id.flatten();
+    if let (Some(id), Some(last)) = (delivery, flow.actions.last_mut()) {
+        *last = Action::Recirc(id);
+    }
+    let prints = a.nic.prints();
+    let shape = Arc::new(Shape::new(&flow.matching, (flow.actions, delivery), rank, count, room, prints));
+    let values = values(&flow.matching);
+    if first && attr.group == 0 && jump.is_none() {
+        forms.learn(&items, asked, &shape, &values);
+    }
+    Ok(Rule::new(shape, values, prints))
 }
 
-/// Room in the first table that takes the flow and is not full.
+fn deliveries(a: &Adapter) -> RwLockWriteGuard<'_, Deliveries> {
+    a.nic.deliveries().write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes for a rule of a known form what it needs; false: something is not to be had, and the rule is decided over anew.
+fn take_again(a: &Adapter, shape: &Shape) -> bool {
+    if !shape.delivery.is_none_or(|id| deliveries(a).take_again(id)) {
+        return false;
+    }
+    let room = a.nic.desk().room.take_again(shape.room);
+    if let (false, Some(id)) = (room, shape.delivery) {
+        deliveries(a).give(id);
+    }
+    room
+}
+
+/// Gives back what a rule took that was never put.
+fn give_back(a: &Adapter, shape: &Shape) {
+    leave(&mut a.nic.desk(), shape.room, shape.jump());
+    if let Some(id) = shape.delivery {
+        deliveries(a).give(id);
+    }
+}
+
+/// Room in the first table that takes the flow and is not full; and whether it is the first that takes it at all.
 fn take_room(
     a: &Adapter,
     desk: &mut Desk,
     flow: &Flow,
     rank: u16,
     jump: Option<Hop>,
-) -> Result<(flowlift_driver::nic::TableId, u64, u32), flowlift_offload::refusal::Refusal> {
+) -> Result<(Taking, bool), flowlift_offload::refusal::Refusal> {
     let pipeline = a.nic.pipeline();
     if let Some(jump) = jump {
         desk.graph.add(jump);
@@ -247,32 +282,34 @@ fn take_room(
             Err(refusal) => break Err(refusal),
         };
         if let Some(room) = desk.room.take(&plan) {
-            break Ok(room);
+            break Ok((room, excluded == Excluded::default()));
         }
         if !excluded.insert(pipeline, plan.table) {
             break Err(flowlift_offload::refusal::Refusal::of_nic(Cause::Limit(Limit::Full)));
         }
     };
     if taken.is_err() {
-        leave(desk, jump);
+        jump_no_more(desk, jump);
     }
     taken
 }
 
-fn leave(desk: &mut Desk, jump: Option<Hop>) {
+fn jump_no_more(desk: &mut Desk, jump: Option<Hop>) {
     if let Some(jump) = jump {
         desk.graph.remove(jump);
         desk.graph.update();
     }
 }
 
-/// Gives back what a rule took, and has it leave the hardware.
+/// Gives room and jump back.
+fn leave(desk: &mut Desk, room: Taking, jump: Option<Hop>) {
+    desk.room.give(room);
+    jump_no_more(desk, jump);
+}
+
+/// Gives back what a rule took, and has it leave the hardware. Its delivery is given back once it has.
 pub(crate) fn let_go(a: &Adapter, rule: Arc<Rule>) {
-    {
-        let mut desk = a.nic.desk();
-        desk.room.give(rule.room);
-        leave(&mut desk, hop(&rule.flow()).filter(|h| h.to < FIRST_DELIVERY));
-    }
+    leave(&mut a.nic.desk(), rule.shape.room, rule.shape.jump());
     a.nic.remove(rule);
 }
 
@@ -293,10 +330,8 @@ unsafe extern "C" fn validate(
             (given, null()),
             |e| e,
             |a| {
-                let decided = decide(a, given)?;
-                let mut desk = a.nic.desk();
-                desk.room.give(decided.rule.room);
-                leave(&mut desk, decided.jump);
+                let rule = decide(a, given, &mut a.flows().forms)?;
+                give_back(a, &rule.shape);
                 Ok(0)
             },
         )
@@ -320,36 +355,17 @@ unsafe extern "C" fn create(
             (given, null()),
             |_| std::ptr::null_mut(),
             |a| {
-                let Decided { mut rule, delivery, jump } = decide(a, given)?;
                 let mut flows = a.flows();
-                let undo = |errno, message: &str| {
-                    let mut desk = a.nic.desk();
-                    desk.room.give(rule.room);
-                    leave(&mut desk, jump);
-                    Err(Refusal { culprit: Culprit::Unspecified, errno, message: message.into() })
-                };
+                let rule = decide(a, given, &mut flows.forms)?;
                 if flows.has_same(&rule) {
-                    return undo(refusal::EXISTS, "a rule with the same pattern and priority is there");
-                }
-                if let Some(delivery) = &delivery {
-                    let mut deliveries = a.nic.deliveries().write().unwrap_or_else(PoisonError::into_inner);
-                    let Some(id) = deliveries.take(delivery) else {
-                        drop(deliveries);
-                        return undo(refusal::NO_ROOM, "too many different marks and queues");
-                    };
-                    rule.delivery = Some(id);
-                    if let Some(last) = rule.actions.last_mut() {
-                        *last = Action::Recirc(id);
-                    }
+                    give_back(a, &rule.shape);
+                    let message = "a rule with the same pattern and priority is there";
+                    return Err(Refusal::at_all(refusal::EXISTS, message));
                 }
                 let rule = Arc::new(rule);
                 let Some(handle) = flows.insert(Arc::clone(&rule)) else {
-                    let_go(a, rule);
-                    return Err(Refusal {
-                        culprit: Culprit::Unspecified,
-                        errno: refusal::NO_ROOM,
-                        message: "too many rules".into(),
-                    });
+                    give_back(a, &rule.shape);
+                    return Err(Refusal::at_all(refusal::NO_ROOM, "too many rules"));
                 };
                 // With the rules still held: whoever destroys this one does so after it was put.
                 a.nic.put(rule);
@@ -430,7 +446,7 @@ unsafe extern "C" fn query(
                 if asked != Some(sys::RTE_FLOW_ACTION_TYPE_COUNT) {
                     return Err(Refusal::unsupported(Culprit::Action(0), "only COUNT can be queried"));
                 }
-                if !rule.count {
+                if !rule.shape.count {
                     return Err(Refusal::invalid(Culprit::Action(0), "the rule has no COUNT"));
                 }
                 let Some(out) = data.cast::<sys::rte_flow_query_count>().as_mut() else {

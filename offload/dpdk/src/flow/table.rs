@@ -3,6 +3,7 @@
 //! A handle is a number, not an address: the place of the rule and a generation. One that was given up, or never given, is
 //! found out without looking at any memory.
 
+use super::forms::Forms;
 use crate::nic::rules::Rule;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub struct FlowTable {
     free: Vec<u32>,
     /// Place of the rule with a fingerprint.
     by_print: hashbrown::HashMap<u64, u32>,
+    /// What was decided over rules like those that come.
+    pub(crate) forms: Forms,
 }
 
 /// Never zero.
@@ -87,6 +90,7 @@ impl FlowTable {
             }
         }
         self.by_print.clear();
+        self.forms.clear();
         rules
     }
 }
@@ -94,16 +98,17 @@ impl FlowTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nic::rules::{CompactMatch, Prints};
+    use crate::nic::room::Taking;
+    use crate::nic::rules::{Prints, Shape, values};
     use flowlift_driver::nic::TableId;
     use flowlift_flow::Match;
 
     fn rule(prints: &Prints, port: u32) -> Arc<Rule> {
         let mut m = Match::default();
         (m.key.in_port, m.mask.0.in_port) = (port, u32::MAX);
-        let matching = CompactMatch::new(&m);
-        let print = prints.of(&matching, 0);
-        Arc::new(Rule::new(matching, vec![], 0, None, true, print, (TableId(0), 0, 1)))
+        let room = Taking { table: TableId(0), mask: 0, entries: 1 };
+        let shape = Shape::new(&m, (vec![], None), 0, true, room, prints);
+        Arc::new(Rule::new(Arc::new(shape), values(&m), prints))
     }
 
     #[test]

@@ -57,6 +57,13 @@ impl Deliveries {
         Some(id)
     }
 
+    /// A further rule uses the ID; false if it names nothing any more.
+    pub fn take_again(&mut self, id: u32) -> bool {
+        let Some((at, generation)) = split(id) else { return false };
+        let place = self.places.get_mut(at).filter(|p| p.generation == generation && p.users > 0);
+        place.map(|place| place.users += 1).is_some()
+    }
+
     /// A rule uses the ID no more.
     pub fn give(&mut self, id: u32) {
         let Some((at, generation)) = split(id) else { return };
@@ -110,13 +117,15 @@ mod tests {
         let mark = |n| Delivery { mark: Some(n), flag: false, queues: vec![] };
         let first = all.take(&mark(1)).unwrap();
         assert_eq!(all.take(&mark(1)), Some(first));
+        assert!(all.take_again(first));
+        all.give(first);
         let second = all.take(&mark(2)).unwrap();
         assert_ne!(first, second);
         all.give(first);
         assert_eq!(all.get(first).unwrap().mark, Some(1));
         all.give(first);
         all.give(first);
-        assert!(all.get(first).is_none());
+        assert!(all.get(first).is_none() && !all.take_again(first));
         let third = all.take(&mark(3)).unwrap();
         assert_ne!(third, first, "the same place, another generation");
         assert!(all.get(first).is_none());

@@ -88,7 +88,10 @@ impl Simulated {
         let (model, stopped) = (Arc::clone(&function), Arc::clone(&stop));
         let thread = std::thread::Builder::new()
             .name("flowlift-device".into())
-            .spawn(move || run(&model, &stopped))
+            .spawn(move || {
+                super::cpus::use_all();
+                run(&model, &stopped);
+            })
             .map_err(OpenError::Thread)?;
         Ok(Self { function, wires: Mutex::default(), stop, thread: Some(thread) })
     }

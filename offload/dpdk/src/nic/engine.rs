@@ -235,20 +235,20 @@ impl Engine {
         let id = match self.rules.put(rule) {
             Taken::New(id) => id,
             Taken::Instead(id, old) => {
-                self.released.extend(old.delivery);
+                self.released.extend(old.shape.delivery);
                 // What the place counted until now was the old rule's.
                 rule.counted(self.planner.counters(id, &self.nic), true);
                 id
             }
         };
-        self.planner.put(id, &rule.flow());
+        self.planner.put_leading(id, rule.shape.group, rule.shape.hop);
     }
 
     /// Forgets what left the hardware for good.
     fn reap(&mut self) {
         for (id, _) in self.planner.take_removed() {
             if let Some(rule) = self.rules.removed(id) {
-                self.released.extend(rule.delivery);
+                self.released.extend(rule.shape.delivery);
             }
         }
     }

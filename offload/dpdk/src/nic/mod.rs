@@ -5,11 +5,12 @@
 //! a turn and which queries, starts and stops ask for. Locks are taken in that order of the last three: desk, changes, engine;
 //! the service thread takes deliveries while it has the engine.
 
+pub mod cpus;
 pub mod delivery;
 mod device;
 mod engine;
 pub mod port;
-mod room;
+pub mod room;
 pub mod rules;
 
 use crate::devargs::{Devargs, NicName, Profile};
@@ -216,7 +217,10 @@ impl SharedNic {
         let served = Arc::clone(&nic);
         let thread = std::thread::Builder::new()
             .name("flowlift-nic".into())
-            .spawn(move || guard::guarded("the service thread", (), || served.serve()))
+            .spawn(move || {
+                cpus::use_all();
+                guard::guarded("the service thread", (), || served.serve());
+            })
             .map_err(OpenError::Thread)?;
         *lock(&nic.waker) = Some(thread.thread().clone());
         *lock(&nic.thread) = Some(thread);
@@ -365,6 +369,16 @@ impl SharedNic {
         self.engine().planner_stats()
     }
 
+    /// Completions that the driver took from the NIC: of updates, and of the commands of its bring-up.
+    pub fn completions(&self) -> u64 {
+        self.engine().nic().stats().completions
+    }
+
+    /// Breaches of the device's protocol that the NIC found: bugs of its driver.
+    pub fn violations(&self) -> u64 {
+        self.engine().nic().violation_count().unwrap_or(0).into()
+    }
+
     /// Waits until every change has its answer; false if that takes longer than `deadline`.
     pub fn settle(&self, deadline: Duration) -> bool {
         let start = Instant::now();
@@ -381,7 +395,9 @@ impl SharedNic {
     }
 
     fn wake(&self) {
-        if self.asleep.swap(false, Ordering::AcqRel)
+        // Read first: it is awake as a rule, and a write would take the line from it.
+        if self.asleep.load(Ordering::Acquire)
+            && self.asleep.swap(false, Ordering::AcqRel)
             && let Some(thread) = lock(&self.waker).as_ref()
         {
             thread.unpark();

@@ -1,35 +1,82 @@
 //! Rules as the service thread keeps them, and as the planner reads them.
 
-use flowlift_driver::nic::TableId;
+use super::room::Taking;
+use crate::rule::FIRST_DELIVERY;
 use flowlift_flow::key::KEY_WORDS;
-use flowlift_flow::{Action, Flow, Key, Mask, Match};
+use flowlift_flow::{Action, AttrSet, Flow, Key, Mask, Match};
 use flowlift_offload::planner::{Counters, FlowId, FlowSource};
-use std::hash::{BuildHasher, RandomState};
+use flowlift_offload::recirc::Hop;
+use smallvec::SmallVec;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// The words of a match that its mask touches: a sixth of a whole one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct CompactMatch(Box<[(u8, u64, u64)]>);
+/// What rules have in common that differ in the values of their matches alone: which bits they match, and what they do.
+#[derive(Debug)]
+pub struct Shape {
+    /// The words of a key that the mask touches, and which of their bits.
+    words: Box<[(u8, u64)]>,
+    /// What the rules do.
+    pub actions: Vec<Action>,
+    /// Where several rules match, the one of lowest rank has the packet.
+    pub rank: u16,
+    /// ID of their delivery.
+    pub delivery: Option<u32>,
+    /// Packets are counted for queries.
+    pub count: bool,
+    /// Room that each of them takes.
+    pub room: Taking,
+    /// The recirculation ID that they match: their group.
+    pub group: u32,
+    /// The recirculation that their actions end with.
+    pub hop: Option<Hop>,
+    /// Fingerprint of rank and mask.
+    print: u64,
+}
 
-impl CompactMatch {
-    /// Of a match; attributes are not kept, as nothing is printed.
-    pub fn new(m: &Match) -> Self {
-        let words = m.key.words().iter().zip(m.mask.0.words()).enumerate();
-        let touched = words.filter(|(_, (_, mask))| **mask != 0);
-        Self(touched.map(|(n, (key, mask))| (n as u8, key & mask, *mask)).collect())
+impl Shape {
+    /// The shape of rules that match as `m` does but for the values.
+    pub fn new(
+        m: &Match,
+        (actions, delivery): (Vec<Action>, Option<u32>),
+        rank: u16,
+        count: bool,
+        room: Taking,
+        prints: &Prints,
+    ) -> Self {
+        let words: Box<[(u8, u64)]> = touched(m).map(|(n, _, mask)| (n as u8, mask)).collect();
+        let group = m.key.recirc_id & m.mask.0.recirc_id;
+        let hop = match actions.last() {
+            Some(Action::Recirc(to)) => Some(Hop { from: group, to: *to }),
+            _ => None,
+        };
+        let print = prints.0.hash_one((rank, &words));
+        Self { words, actions, rank, delivery, count, room, group, hop, print }
     }
 
-    /// The whole match.
-    pub fn expand(&self) -> Match {
-        let (mut key, mut mask) = (Key::default(), Key::default());
-        for (n, k, m) in &self.0 {
-            if usize::from(*n) < KEY_WORDS {
-                (key.words_mut()[usize::from(*n)], mask.words_mut()[usize::from(*n)]) = (*k, *m);
-            }
-        }
-        Match { key, mask: Mask(mask), attrs: Default::default() }
+    /// Where they jump to.
+    pub fn jump(&self) -> Option<Hop> {
+        self.hop.filter(|hop| hop.to < FIRST_DELIVERY)
     }
+
+    /// Words of a key that the mask touches.
+    pub fn words(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+        self.words.iter().map(|(n, _)| usize::from(*n))
+    }
+}
+
+/// Words of a match that its mask touches: number, value, mask.
+fn touched(m: &Match) -> impl Iterator<Item = (usize, u64, u64)> {
+    let words = m.key.words().iter().zip(m.mask.0.words()).enumerate();
+    words.filter(|(_, (_, mask))| **mask != 0).map(|(n, (key, mask))| (n, key & mask, *mask))
+}
+
+/// Values of the words that a rule's mask touches, in order: a rule of addresses and ports has no more on the heap.
+pub type Values = SmallVec<[u64; 5]>;
+
+/// Values of a match.
+pub fn values(m: &Match) -> Values {
+    touched(m).map(|(_, value, _)| value).collect()
 }
 
 /// A rule's planner slot before the service thread has seen it.
@@ -38,20 +85,11 @@ const NO_SLOT: u32 = u32::MAX;
 /// A rule that was accepted.
 #[derive(Debug)]
 pub struct Rule {
-    /// What it matches.
-    pub matching: CompactMatch,
-    /// What it does.
-    pub actions: Vec<Action>,
-    /// Where several rules match, the one of lowest rank has the packet.
-    pub rank: u16,
-    /// ID of its delivery.
-    pub delivery: Option<u32>,
-    /// Packets are counted for queries.
-    pub count: bool,
+    /// What it has in common with others.
+    pub shape: Arc<Shape>,
+    values: Values,
     /// Fingerprint of match and rank.
     pub print: u64,
-    /// Table and mask that its room was taken from, and how many entries.
-    pub room: (TableId, u64, u32),
     /// The planner's number of it.
     slot: AtomicU32,
     /// What its place had counted when it was made, or when a query last reset it: packets and bytes.
@@ -60,17 +98,10 @@ pub struct Rule {
 
 impl Rule {
     /// A rule that no thread has seen yet.
-    pub fn new(
-        matching: CompactMatch,
-        actions: Vec<Action>,
-        rank: u16,
-        delivery: Option<u32>,
-        count: bool,
-        print: u64,
-        room: (TableId, u64, u32),
-    ) -> Self {
+    pub fn new(shape: Arc<Shape>, values: Values, prints: &Prints) -> Self {
         let base = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { matching, actions, rank, delivery, count, print, room, slot: AtomicU32::new(NO_SLOT), base }
+        let print = prints.0.hash_one((shape.print, &values[..]));
+        Self { shape, values, print, slot: AtomicU32::new(NO_SLOT), base }
     }
 
     /// The planner's number of it, once it has one.
@@ -80,12 +111,21 @@ impl Rule {
 
     /// Two rules that no packet tells apart by their matches.
     pub fn same_match(&self, other: &Self) -> bool {
-        self.print == other.print && self.rank == other.rank && self.matching == other.matching
+        let same = |a: &Shape, b: &Shape| std::ptr::eq(a, b) || a.rank == b.rank && a.words == b.words;
+        self.print == other.print && self.values == other.values && same(&self.shape, &other.shape)
     }
 
-    /// The flow that the rule is.
-    pub fn flow(&self) -> Flow {
-        Flow { ufid: None, matching: self.matching.expand(), actions: self.actions.clone() }
+    /// Writes the flow that the rule is over another one.
+    pub fn write(&self, over: &mut Flow) {
+        let m = &mut over.matching;
+        (over.ufid, m.key, m.mask, m.attrs) = (None, Key::default(), Mask::default(), AttrSet::default());
+        for ((n, mask), value) in self.shape.words.iter().zip(&self.values) {
+            let n = usize::from(*n);
+            if n < KEY_WORDS {
+                (m.key.words_mut()[n], m.mask.0.words_mut()[n]) = (*value, *mask);
+            }
+        }
+        over.actions.clone_from(&self.shape.actions);
     }
 
     /// Packets and bytes since the rule was made or last reset, of `total`, what its place counted.
@@ -103,14 +143,7 @@ impl Rule {
 
 /// Fingerprints of matches, with a key of this process's own.
 #[derive(Debug, Clone, Default)]
-pub struct Prints(RandomState);
-
-impl Prints {
-    /// The fingerprint of a match and rank.
-    pub fn of(&self, matching: &CompactMatch, rank: u16) -> u64 {
-        self.0.hash_one((matching, rank))
-    }
-}
+pub struct Prints(hashbrown::DefaultHashBuilder);
 
 /// What becomes of a rule that is put.
 pub enum Taken {
@@ -131,11 +164,17 @@ pub struct Rules {
 
 impl FlowSource for Rules {
     fn flow(&self, id: FlowId) -> Option<Flow> {
-        self.slots.get(id.0 as usize)?.as_ref().map(|rule| rule.flow())
+        let mut flow = Flow::default();
+        self.read(id, &mut flow).then_some(flow)
+    }
+
+    fn read(&self, id: FlowId, over: &mut Flow) -> bool {
+        let rule = self.slots.get(id.0 as usize).and_then(Option::as_ref);
+        rule.map(|rule| rule.write(over)).is_some()
     }
 
     fn rank(&self, id: FlowId) -> u16 {
-        self.slots.get(id.0 as usize).and_then(Option::as_ref).map_or(0, |rule| rule.rank)
+        self.slots.get(id.0 as usize).and_then(Option::as_ref).map_or(0, |rule| rule.shape.rank)
     }
 }
 

@@ -66,7 +66,7 @@ impl ItemKind {
     }
 
     /// The fields that a flow can match: first byte, bytes, and which bits of them.
-    fn fields(self) -> &'static [(usize, usize, Field)] {
+    pub(super) fn fields(self) -> &'static [(usize, usize, Field)] {
         use Field::*;
         match self {
             Self::Void | Self::Other(_) => &[],
@@ -131,7 +131,7 @@ impl ItemKind {
 
 /// A field of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
+pub(super) enum Field {
     EthDst,
     EthSrc,
     EthType,
@@ -541,8 +541,11 @@ fn partial_type(item: usize) -> Refusal {
     Refusal::unsupported(Culprit::ItemMask(item), "a type is matched in all its bits or not at all")
 }
 
+/// Room for the bytes of any item.
+pub(super) type Contents = [u8; 44];
+
 /// The item's bytes and mask, checked: no range, no bit that is no field, value bits only under the mask.
-fn contents(n: usize, item: &Item<'_>) -> Result<([u8; 44], [u8; 44]), Refusal> {
+pub(super) fn contents(n: usize, item: &Item<'_>) -> Result<(Contents, Contents), Refusal> {
     let len = item.kind.size();
     let (mut spec, mut mask) = ([0; 44], [0; 44]);
     let Some(given) = item.spec else {

@@ -54,6 +54,11 @@ impl Refusal {
         Self { culprit, errno: UNSUPPORTED, message: message.into() }
     }
 
+    /// No part of the rule stands in the way.
+    pub fn at_all(errno: i32, message: impl Into<String>) -> Self {
+        Self { culprit: Culprit::Unspecified, errno, message: message.into() }
+    }
+
     /// The planner's refusal of the flow that the rule became.
     pub fn of_planner(refusal: &planner::Refusal, places: &Places) -> Self {
         let culprit = match refusal.cause {

@@ -4,8 +4,8 @@ use super::*;
 use crate::raise;
 use crate::recirc::{RecircGraph, hop};
 use crate::refusal::{ActionCause, RecircCause};
-use crate::testing::{caps, decode, encode, flow, pipeline, ports};
-use flowlift_driver::nic::{CounterCaps, NicAction, NicError, ParserCaps};
+use crate::testing::{TestCodec, caps, flow, pipeline, ports};
+use flowlift_driver::nic::{CounterCaps, NicAction, ParserCaps};
 use flowlift_flow::key::{KEY_WORDS, ip_proto};
 use flowlift_flow::{Action, Header, Key};
 use proptest::prelude::*;
@@ -13,18 +13,6 @@ use std::collections::BTreeMap;
 
 const IPV4: &str =
     "recirc_id(0),in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),";
-
-struct TestCodec;
-
-impl raise::Codec for TestCodec {
-    fn encode(&self, _: TableId, entry: &Entry, out: &mut Vec<u8>) -> Result<(), NicError> {
-        encode(entry, out);
-        Ok(())
-    }
-    fn decode(&self, _: TableId, bytes: &[u8]) -> Result<Entry, NicError> {
-        Ok(decode(bytes))
-    }
-}
 
 /// Lowers with the recirculations that `others` add.
 fn lower_among(f: &Flow, others: &[&Flow]) -> Result<Plan, Refusal> {
