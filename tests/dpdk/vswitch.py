@@ -91,6 +91,13 @@ class Switch:
         output("ovs-ofctl", "-OOpenFlow13", "--timeout=60", "del-flows", bridge, env=self.env)
         output("ovs-ofctl", "-OOpenFlow13", "--timeout=60", "add-flows", bridge, "-", input=text, env=self.env)
         self.appctl("revalidator/purge")
+        # A flow that is gone may still act in hardware until its offload is taken back.
+        until(20, lambda: f"offloads that wait: {self.offloads()}", lambda: self.offloads()[0] == 0)
+
+    def offloads(self):
+        """Offloads that wait in Open vSwitch, and that are made."""
+        total = self.appctl("dpctl/offload-stats-show").split("Total")[-1]
+        return tuple(int(re.search(rf"{what} offloads:\s*(\d+)", total)[1]) for what in ("Enqueued", "Inserted"))
 
     def flows(self, kind="all"):
         """The datapath's flows: each line of the dump."""
