@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A burst of new flows in Open vSwitch with DPDK: how long the last of them takes to be in the NIC."""
+"""`burst.py [FLOWS]`: a burst of new flows in Open vSwitch with DPDK, and how long the last of them takes to be in the NIC."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ import time
 from common import check, main, udp, until
 from vswitch import Switch
 
-FLOWS = 50_000
+FLOWS = 5_000
 # Frames on their way at most: the NIC's receive ring and Open vSwitch's poll are shorter than the burst.
 WINDOW = 512
 # From the last packet of the burst to no backlog. The goal is a second; a slow machine that others use too is given more.
@@ -27,7 +27,8 @@ class Burst:
             self.source.send(frame)
             while n + 1 - came >= WINDOW:
                 came += len(self.sink.received())
-                check(time.monotonic() - start < 300, f"{came} of {n + 1} frames came through")
+                if time.monotonic() - start > 300:
+                    raise AssertionError(f"{came} of {n + 1} frames came through")
         came += len(self.sink.expect(len(self.frames) - came, 60))
         check(came == len(self.frames), f"{came} of {len(self.frames)} frames")
         return time.monotonic() - start
@@ -41,6 +42,11 @@ def test(folder):
     flows = int(sys.argv[1]) if len(sys.argv) > 1 else FLOWS
     switch = Switch(folder, "large")
     try:
+        # A line per flow would be most of the work. Open vSwitch admits more flows only by and by, and throws some out when it
+        # finds itself slow at looking after them: that is not asked here, so it looks seldom.
+        switch.appctl("vlog/set", "netdev_offload_dpdk:file:info")
+        switch.vsctl("set", "Open_vSwitch", ".", "other_config:max-revalidator=120000")
+        switch.appctl("upcall/set-flow-limit", str(4 * flows))
         # The rule that no packet matches has Open vSwitch look at the source address: a flow for each.
         switch.rules("priority=40000,in_port=1,dl_src=02:ff:ff:ff:ff:ff actions=drop", "in_port=1,udp actions=output:2")
         burst = Burst(switch, flows)
@@ -54,11 +60,12 @@ def test(folder):
 
         until(PATIENCE, lambda: f"offloads that wait, and made, of {flows}: {waiting[-1]}", done, 0.02)
         after = time.monotonic() - end
-        # What is in hardware is not Open vSwitch's any more: once statistics stand still, no packet comes to the host.
-        time.sleep(1)
-        before = burst.slow()
+        # What is in hardware is not Open vSwitch's any more: no packet comes to the host a second time. Statistics are seconds old.
+        slow = lambda: f"{burst.slow()} packets came to the host, of {flows} flows"
+        until(30, slow, lambda: burst.slow() >= flows, 0.5)
         again = burst.send()
-        until(20, lambda: f"{burst.slow() - before} of {flows} packets came to the host again", lambda: burst.slow() == before, 0.5)
+        time.sleep(6)
+        check(burst.slow() == flows, slow())
         print(f"  {flows} new flows in {seconds:.2f} s ({flows / seconds:.0f}/s); all in the NIC {after:.2f} s after the last packet")
         print(f"  the same packets again, by the NIC alone: {again:.2f} s, none of them to the host")
         check(switch.daemon.alive(), "ovs-vswitchd lives")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The slow path by testpmd: packets that go round between two ports of a simulated NIC on one cable, and what each thread
-spends on them."""
+"""`slow.py [SECONDS]`: the slow path by testpmd, packets that go round between two ports of a simulated NIC on one cable, and what
+each thread spends on them."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def spent(pid):
 class Testpmd:
     def __init__(self):
         vdevs = [f"--vdev=net_flowlift{n},nic=sim,port={n},wire=memory:cable" for n in range(2)]
-        command = ["dpdk-testpmd", *eal(*vdevs), "--", "-i", "--total-num-mbufs=32768", "--rxd=4096", "--txd=4096"]
+        command = ["stdbuf", "-oL", "dpdk-testpmd", *eal(*vdevs), "--", "-i", "--total-num-mbufs=32768", "--rxd=4096", "--txd=4096"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.until("testpmd> ")
 
