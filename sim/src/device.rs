@@ -252,6 +252,11 @@ impl Fl1 {
         self.gone
     }
 
+    /// Faults can strike it, some of them after so many steps.
+    pub fn has_faults(&self) -> bool {
+        self.faults.any_enabled()
+    }
+
     /// The device hangs by a fault.
     pub fn is_hung(&self) -> bool {
         self.hung

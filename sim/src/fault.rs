@@ -249,6 +249,11 @@ impl Faults {
         Self { streams, log: Vec::new(), step: 0, armed: true }
     }
 
+    /// Whether any kind can strike.
+    pub(crate) fn any_enabled(&self) -> bool {
+        FaultKind::ALL.iter().any(|kind| self.enabled(*kind))
+    }
+
     /// Whether `kind` can strike at all.
     pub(crate) fn enabled(&self, kind: FaultKind) -> bool {
         let r = self.streams[kind as usize].rate;

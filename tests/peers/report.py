@@ -81,12 +81,12 @@ def section(results, command):
 
 
 def update(page, text):
-    """Puts the generated part into the page, in place of the one before."""
-    content = page.read_text()
-    before, _, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    """Puts the generated part, whose first and last lines are its marks, into the page in place of the one before."""
+    content, marks = page.read_text(), text.splitlines()
+    before, _, rest = content.partition(marks[0])
+    _, end, after = rest.partition(marks[-1])
     if not end:
-        raise ValueError(f"{page} lacks the marks {BEGIN} and {END}")
+        raise ValueError(f"{page} lacks the marks {marks[0]} and {marks[-1]}")
     page.write_text(before + text + after)
 
 

@@ -1,7 +1,7 @@
 //! vfio-user transport: a device in another process, over a Unix socket. The simulator is such a server.
 //!
 //! DMA memory goes to the server as memfds, interrupts come back as eventfds, doorbells are memory of the server's that is
-//! mapped here; registers and configuration space are messages. A server that dies, closes the connection, answers
+//! mapped here, with an eventfd for a server that sleeps; registers and configuration space are messages. A server that dies, closes the connection, answers
 //! nonsense to what was asked, or not at all before the deadline is a function that was pulled out: trapped accesses say
 //! [`BusError::Gone`], mapped ones read all-ones, the ERR eventfd is signalled, nothing waits any more, and it does
 //! not come back. A thread sleeps on the socket to notice the end at once.
@@ -14,7 +14,8 @@ mod window;
 
 use dma::Domain;
 use flowlift_bus::vfio_user::{
-    DeviceInfo, IrqInfo as WireIrqInfo, IrqSet, RegionInfo, SparseArea, SparseMmap, command, irq, region,
+    DeviceInfo, IoEventFd, IrqInfo as WireIrqInfo, IrqSet, RegionInfo, RegionIoFds, SparseArea, SparseMmap,
+    command, irq, region,
 };
 use flowlift_bus::{BarWindow, BusError, DmaDomain, DmaMem, IrqInfo, IrqKind, LifecycleEvents, PciFunction};
 use link::{Answer, Link, nonsense};
@@ -27,7 +28,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use window::{Bar, Window};
+use window::{Bar, Bell, Window};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Largest BAR that is believed, in bytes.
@@ -113,9 +114,9 @@ impl VfioUser {
             return Err(BusError::Unsupported("a device that is not PCI"));
         }
         self.resettable = info.flags & DeviceInfo::RESET != 0;
+        let mut bars = Vec::new();
         for index in 0..6 {
-            let bar = self.look_at_bar(index)?;
-            self.bars.push(bar.map(Arc::new));
+            bars.push(self.look_at_bar(index)?);
         }
         self.vectors = self.count(irq::MSIX)?;
         if self.vectors > MAX_VECTORS {
@@ -127,7 +128,33 @@ impl VfioUser {
         if info.irqs > irq::ERR && self.count(irq::ERR)? > 0 {
             self.assign(irq::ERR, 0, &[self.link.error.as_fd()])?;
         }
+        for bar in bars.iter_mut().flatten().filter(|bar| bar.mapped.is_some()) {
+            bar.bell = self.look_for_bell(bar.index, bar.size)?;
+        }
+        self.bars = bars.into_iter().map(|bar| bar.map(Arc::new)).collect();
         Ok(())
+    }
+
+    /// The eventfd that tells of stores to a mapped BAR, from a server that would rather sleep than look.
+    fn look_for_bell(&self, index: u8, size: u64) -> Result<Option<Bell>, BusError> {
+        let what = "descriptors of a region";
+        let asked = RegionIoFds { argsz: MAX_REGION_INFO, index: index.into(), ..RegionIoFds::new_zeroed() };
+        let mut answer = match self.link.ask(what, command::GET_REGION_IO_FDS, &[asked.as_bytes()], &[]) {
+            Ok(answer) => answer,
+            // The command is optional.
+            Err(BusError::Io { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (info, rest) = answer.parse::<RegionIoFds>()?;
+        if info.count == 0 {
+            return Ok(None);
+        }
+        let (sub, _) = IoEventFd::read_from_prefix(rest).map_err(|_| nonsense(what))?;
+        let whole = IoEventFd { offset: 0, size, kind: IoEventFd::TYPE, ..IoEventFd::new_zeroed() };
+        if info.count != 1 || sub != whole || answer.fds.len() != 1 {
+            return Err(BusError::Unsupported("a region whose parts are told of apart"));
+        }
+        answer.fds.pop().and_then(Bell::new).map(Some).ok_or_else(|| nonsense(what))
     }
 
     fn look_at_bar(&self, index: u8) -> Result<Option<Bar>, BusError> {
@@ -146,7 +173,7 @@ impl VfioUser {
         } else {
             None
         };
-        Ok(Some(Bar { index, size: info.size, mapped, base: info.offset as usize }))
+        Ok(Some(Bar { index, size: info.size, mapped, base: info.offset as usize, bell: None }))
     }
 
     /// Number of interrupts of a kind.

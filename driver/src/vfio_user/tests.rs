@@ -32,7 +32,7 @@ enum Lie {
 }
 
 /// BAR 0 trapped, BAR 2 mapped, three vectors.
-fn truth(command: u16, body: &[u8], bar2: &DmaMem) -> (Vec<u8>, Option<OwnedFd>) {
+fn truth(command: u16, body: &[u8], bar2: &DmaMem, bell: &EventFd) -> (Vec<u8>, Option<OwnedFd>) {
     let word = |at: usize| u32::from_ne_bytes(body[at..at + 4].try_into().unwrap());
     match command {
         command::VERSION => {
@@ -58,6 +58,11 @@ fn truth(command: u16, body: &[u8], bar2: &DmaMem) -> (Vec<u8>, Option<OwnedFd>)
             out.extend_from_slice(SparseArea { offset: 0, size }.as_bytes());
             (out, Some(bar2.fd().try_clone_to_owned().unwrap()))
         }
+        command::GET_REGION_IO_FDS => {
+            let mut out = RegionIoFds { argsz: 56, flags: 0, index: word(8), count: 1 }.as_bytes().to_vec();
+            out.extend_from_slice(IoEventFd { size: 4096, ..IoEventFd::new_zeroed() }.as_bytes());
+            (out, Some(bell.as_fd().try_clone_to_owned().unwrap()))
+        }
         command::GET_IRQ_INFO => {
             let count = [0, 0, 3, 1, 1][word(8) as usize];
             (WireIrqInfo { argsz: 16, flags: 1, index: word(8), count }.as_bytes().to_vec(), None)
@@ -82,6 +87,7 @@ fn serve(
     lies: Vec<(usize, Lie)>,
     log: &mut Vec<(u16, usize)>,
     answers: &mut Vec<Answered>,
+    bell: &EventFd,
 ) {
     let bar2 = DmaMem::new(4096).unwrap();
     bar2.store_u32(8, 0x1234, std::sync::atomic::Ordering::Release).unwrap();
@@ -90,7 +96,7 @@ fn serve(
     for n in 0.. {
         let Ok(message) = e.receive(far()) else { return };
         log.push((message.header.command, message.fds.len()));
-        let (mut body, mut fd) = truth(message.header.command, &message.body, &bar2);
+        let (mut body, mut fd) = truth(message.header.command, &message.body, &bar2, bell);
         let mut header = Header { flags: flag::REPLY, ..message.header };
         match lies.iter().find(|(at, _)| *at == n).map(|(_, lie)| lie) {
             None => {}
@@ -147,7 +153,7 @@ fn questioned(
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
         let (mut log, mut answers) = (vec![], vec![]);
-        serve(theirs, lies, &mut log, &mut answers);
+        serve(theirs, lies, &mut log, &mut answers, &event().unwrap());
         (log, answers)
     });
     f(VfioUser::over(ours, "test".into(), VfioUserConfig { deadline }));
@@ -188,9 +194,9 @@ fn an_honest_server_is_driven() {
 
 #[test]
 fn a_silent_server_is_gone_after_the_deadline_and_everything_says_so() {
-    // The answers before: version, device, six regions, MSI-X, REQ twice, ERR twice.
+    // The answers before: version, device, six regions, MSI-X, REQ twice, ERR twice, BAR 2's eventfd.
     let deadline = Duration::from_millis(50);
-    with_server(vec![(13, Lie::Silence)], deadline, |f| {
+    with_server(vec![(14, Lie::Silence)], deadline, |f| {
         let f = f.unwrap();
         let start = Instant::now();
         assert!(matches!(f.config_read(0, 4), Err(BusError::Gone(_))));
@@ -205,7 +211,7 @@ fn a_silent_server_is_gone_after_the_deadline_and_everything_says_so() {
 
 #[test]
 fn an_error_is_an_error_and_no_end() {
-    with_server(vec![(13, Lie::Error(95))], Duration::from_secs(5), |f| {
+    with_server(vec![(14, Lie::Error(95))], Duration::from_secs(5), |f| {
         let f = f.unwrap();
         let e = f.reset().unwrap_err();
         assert!(matches!(&e, BusError::Io { cause, .. } if cause.raw_os_error() == Some(95)), "{e}");
@@ -244,8 +250,8 @@ fn a_server_that_does_not_map_memory_gets_it_by_message_and_no_more_than_that() 
         (command::DMA_READ, access(2 * base, 1, b""), Ok(access(2 * base, 1, b"\0"))),
         (command::GET_INFO, vec![0; 16], Err(Errno::ENOTSUP)),
     ];
-    // The answers before: version, device, six regions, MSI-X, REQ twice, ERR twice, two maps.
-    let lies = questions.iter().zip(15..).map(|((c, body, _), at)| (at, Lie::Question(*c, body.clone())));
+    // The answers before: version, device, six regions, MSI-X, REQ twice, ERR twice, BAR 2's eventfd, two maps.
+    let lies = questions.iter().zip(16..).map(|((c, body, _), at)| (at, Lie::Question(*c, body.clone())));
     let (_, answers) = questioned(lies.collect(), Duration::from_secs(5), |f| {
         let f = f.unwrap();
         let mem = || Arc::new(DmaMem::new(4096).unwrap());
@@ -272,7 +278,7 @@ fn a_server_that_does_not_map_memory_gets_it_by_message_and_no_more_than_that() 
 fn memory_that_was_unmapped_is_not_given_by_message_either() {
     let body = [(1u64 << 20).to_ne_bytes(), 1u64.to_ne_bytes()].concat();
     let (_, answers) =
-        questioned(vec![(15, Lie::Question(command::DMA_READ, body))], Duration::from_secs(5), |f| {
+        questioned(vec![(16, Lie::Question(command::DMA_READ, body))], Duration::from_secs(5), |f| {
             let f = f.unwrap();
             let mem = Arc::new(DmaMem::new(4096).unwrap());
             f.dma().map(mem, 1 << 20, DmaDirection::Bidirectional).unwrap().unmap().unwrap();
@@ -287,6 +293,33 @@ fn memory_of_a_bar_that_is_none_is_refused() {
     for lie in [Lie::NoDescriptor, Lie::Pipe] {
         let what = format!("{lie:?}");
         with_server(vec![(4, lie)], Duration::from_secs(5), |f| assert!(f.is_err(), "{what}"));
+    }
+}
+
+#[test]
+fn stores_to_a_mapped_bar_ring_the_servers_eventfd_if_it_has_one() {
+    let bell = event().unwrap();
+    let rung = bell.as_fd().try_clone_to_owned().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let server =
+        std::thread::spawn(move || serve(theirs, vec![], &mut vec![], &mut vec![], &bell));
+    let f = VfioUser::over(ours, "test".into(), VfioUserConfig::default()).unwrap();
+    let mut count = [0; 8];
+    assert_eq!(nix::unistd::read(&rung, &mut count), Err(Errno::EAGAIN), "nothing was stored");
+    let bar2 = f.bar(2).unwrap();
+    bar2.write::<u32>(0, 1).unwrap();
+    bar2.write::<u32>(4, 1).unwrap();
+    nix::unistd::read(&rung, &mut count).unwrap();
+    assert_eq!(u64::from_ne_bytes(count), 2);
+    drop((f, bar2));
+    server.join().unwrap();
+    // Answer 13 is the eventfd's. A server without one is served by memory alone; one that gives something else is not believed.
+    with_server(vec![(13, Lie::Error(95))], Duration::from_secs(5), |f| {
+        f.unwrap().bar(2).unwrap().write::<u32>(0, 1).unwrap();
+    });
+    for lie in [Lie::NoDescriptor, Lie::Pipe, Lie::Byte(16, 1), Lie::Byte(12, 2)] {
+        let what = format!("{lie:?}");
+        with_server(vec![(13, lie)], Duration::from_secs(5), |f| assert!(f.is_err(), "{what}"));
     }
 }
 

@@ -3,6 +3,8 @@
 use super::link::{Link, nonsense};
 use flowlift_bus::vfio_user::{RegionAccess, command};
 use flowlift_bus::{BarAccess, BarWindow, BusError, DmaMem};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use zerocopy::IntoBytes;
@@ -15,6 +17,25 @@ pub(super) struct Bar {
     pub(super) mapped: Option<DmaMem>,
     /// Where it begins in that memory.
     pub(super) base: usize,
+    /// Wakes a server that sleeps, as a store to memory does not.
+    pub(super) bell: Option<Bell>,
+}
+
+/// The eventfd by which a server hears of stores to a BAR's memory.
+pub(super) struct Bell(OwnedFd);
+
+impl Bell {
+    /// `None` for a descriptor that is no eventfd: writing to anything else could wait.
+    pub(super) fn new(fd: OwnedFd) -> Option<Self> {
+        let link = nix::fcntl::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str()).ok()?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).ok()?;
+        (link == "anon_inode:[eventfd]").then_some(Self(fd))
+    }
+
+    fn ring(&self) {
+        // A full counter wakes as well.
+        let _ = nix::unistd::write(&self.0, &1u64.to_ne_bytes());
+    }
 }
 
 /// A window onto a BAR.
@@ -112,6 +133,8 @@ impl BarWindow for Window {
                 fence(Ordering::Release);
                 mem.write_bytes(at, &value.to_le_bytes()[..width])
             }
-        }
+        }?;
+        self.bar.bell.iter().for_each(Bell::ring);
+        Ok(())
     }
 }

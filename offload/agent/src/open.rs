@@ -19,6 +19,7 @@ use flowlift_sim::{Clock, ManualClock};
 use flowlift_sim::{FaultPlan, Profile};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Frames that wait on a wire.
 const WIRE_FRAMES: usize = 4096;
@@ -61,7 +62,10 @@ const DRIVERS: &[Driver] = &[
         ids: fl1::PCI_ID,
         name: "FL1",
         open: |function| {
-            Ok(Box::new(Fl1::open(function, Fl1Config { order: true, ..Fl1Config::default() })?))
+            // A look at the device's health is half a dozen register reads, each a message if a process serves the device.
+            let check_interval = Duration::from_millis(20);
+            let config = Fl1Config { order: true, check_interval, ..Fl1Config::default() };
+            Ok(Box::new(Fl1::open(function, config)?))
         },
     },
     Driver {

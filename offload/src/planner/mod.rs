@@ -291,6 +291,12 @@ impl Planner {
         Some((state, reason))
     }
 
+    /// Since when a flow is in hardware, by the clock of [`Planner::pump`]; `None` if it is not.
+    pub fn in_hardware_since_ns(&self, id: FlowId) -> Option<u64> {
+        let slot = self.slot(id).filter(|s| s.present)?;
+        matches!(slot.state(), State::Hardware | State::PendingReplace).then_some(slot.since_ns)
+    }
+
     /// Table and places of a flow's entries in hardware.
     pub fn entries(&self, id: FlowId) -> impl Iterator<Item = EntryId> + '_ {
         let slot = self.slot(id);

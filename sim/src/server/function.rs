@@ -3,28 +3,30 @@
 use super::dma::ClientMemory;
 use super::irq::{DeviceIrqs, Irqs};
 use flowlift_bus::vfio_user::{
-    Capabilities, DeviceInfo, DmaMap, DmaUnmap, IrqInfo, IrqSet, MAJOR, MAX_DATA, MINOR, RegionAccess,
-    RegionInfo, SparseArea, SparseMmap, Version, command, irq, region,
+    Capabilities, DeviceInfo, DmaMap, DmaUnmap, IoEventFd, IrqInfo, IrqSet, MAJOR, MAX_DATA, MINOR,
+    RegionAccess, RegionInfo, RegionIoFds, SparseArea, SparseMmap, Version, command, irq, region,
 };
 use flowlift_bus::{BarSpec, BusError, ConfigSpace, DeviceModel, DmaMem, PagedBus};
 use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Offset of BAR 0 in configuration space.
 const BAR0: u16 = 0x10;
 
-/// Answer to a command: payload, and memory whose descriptor goes with it.
+/// Answer to a command: payload, and memory or an eventfd whose descriptor goes with it.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
     pub(super) body: Vec<u8>,
     pub(super) memory: Option<DmaMem>,
+    pub(super) bell: Option<Arc<EventFd>>,
 }
 
 impl Reply {
     fn of(value: &(impl IntoBytes + Immutable)) -> Self {
-        Self { body: value.as_bytes().to_vec(), memory: None }
+        Self { body: value.as_bytes().to_vec(), ..Self::default() }
     }
 }
 
@@ -50,6 +52,8 @@ pub(super) struct Function<D> {
     irqs: Arc<Irqs>,
     /// The client has introduced itself.
     introduced: bool,
+    /// The client rings it after each store to memory of a BAR; `None` for one that did not ask for it.
+    bell: Option<Arc<EventFd>>,
 }
 
 impl<D: DeviceModel> Function<D> {
@@ -69,7 +73,7 @@ impl<D: DeviceModel> Function<D> {
             Box::new(DeviceIrqs(Arc::clone(&irqs))),
             mapped,
         );
-        Ok(Self { model, config, bars, msix_bar, memory, irqs, introduced: false })
+        Ok(Self { model, config, bars, msix_bar, memory, irqs, introduced: false, bell: None })
     }
 
     pub(super) fn model(&mut self) -> &mut D {
@@ -79,6 +83,11 @@ impl<D: DeviceModel> Function<D> {
     /// The client's memory.
     pub(super) fn memory(&self) -> &ClientMemory {
         &self.memory
+    }
+
+    /// Readable when the client has stored to memory of a BAR; `None` if it does not tell.
+    pub(super) fn bell(&self) -> Option<&EventFd> {
+        self.bell.as_deref()
     }
 
     /// The client's eventfds.
@@ -92,6 +101,7 @@ impl<D: DeviceModel> Function<D> {
         self.memory.clear();
         self.irqs.clear();
         self.introduced = false;
+        self.bell = None;
     }
 
     fn set_bus_master(&mut self, enabled: bool) {
@@ -132,6 +142,7 @@ impl<D: DeviceModel> Function<D> {
                 }))
             }
             command::GET_REGION_INFO => self.region_info(&parse::<RegionInfo>(body)?.0),
+            command::GET_REGION_IO_FDS => self.region_io_fds(&parse::<RegionIoFds>(body)?.0),
             command::GET_IRQ_INFO => {
                 let (asked, _) = parse::<IrqInfo>(body)?;
                 let count = self.irqs.count(asked.index).ok_or(Errno::EINVAL)?;
@@ -222,6 +233,32 @@ impl<D: DeviceModel> Function<D> {
             reply.body.extend_from_slice(area.as_bytes());
         }
         reply.memory = Some(memory);
+        Ok(reply)
+    }
+
+    /// Registers are messages, and memory of a BAR has one eventfd, whatever part of it is stored to.
+    fn region_io_fds(&mut self, asked: &RegionIoFds) -> Result<Reply, Errno> {
+        let (size, behind) = self.region(asked.index)?;
+        if asked.flags != 0 || asked.count != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let head = RegionIoFds { argsz: size_of::<RegionIoFds>() as u32, flags: 0, index: asked.index, count: 0 };
+        if !matches!(behind, Behind::Memory(_)) {
+            return Ok(Reply::of(&head));
+        }
+        let head = RegionIoFds { argsz: head.argsz + size_of::<IoEventFd>() as u32, count: 1, ..head };
+        let mut reply = Reply::of(&head);
+        // A client with less room is told how much it needs, and asks again.
+        if asked.argsz >= head.argsz {
+            let bell = match &self.bell {
+                Some(bell) => Arc::clone(bell),
+                None => Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?),
+            };
+            self.bell = Some(Arc::clone(&bell));
+            let whole = IoEventFd { offset: 0, size, kind: IoEventFd::TYPE, ..IoEventFd::new_zeroed() };
+            reply.body.extend_from_slice(whole.as_bytes());
+            reply.bell = Some(bell);
+        }
         Ok(reply)
     }
 

@@ -4,10 +4,10 @@
 //! client leaves or dies, the device forgets it, Bus Master first, and is as after a function level reset for the next.
 //!
 //! **One thread, one loop**: messages of the client, a step of the device, again. Doorbells are shared memory, and no store to
-//! one wakes anybody, so the loop looks at them: all the time while there is work and for [`ServerConfig::spin`] after it,
-//! then between sleeps that grow from 50 µs to 1 ms and end early when the client or a wire has something. A driver that
-//! rings an idle device waits up to 1 ms; a busy one answers within a turn of the loop. Without a client, or while Bus
-//! Master is off, the loop sleeps until something comes.
+//! one wakes anybody, so the loop looks at them: all the time while there is work and for [`ServerConfig::spin`] after it.
+//! Then it sleeps until the client or a wire has something. A client that asked for the doorbells' eventfd
+//! (GET_REGION_IO_FDS) wakes it by that, and the loop looks on only after a step with much work; for one that did not, sleeps grow from 50 µs to 1 ms, so that its first ring waits
+//! that long at most. Without a client, or while Bus Master is off, the loop sleeps until something comes.
 //!
 //! Maps of memory without a file descriptor are taken, as QEMU makes them for ROMs, but the device cannot reach them: they
 //! count as blocked. Migration, INTx and masking are not offered.
@@ -40,6 +40,10 @@ const LOOK: u32 = 256;
 /// Shortest and longest sleep of a device that has nothing to do.
 const NAP: Duration = Duration::from_micros(50);
 const LONGEST_NAP: Duration = Duration::from_millis(1);
+/// Longest sleep of a device that is woken when there is something: only its timers and its heartbeat wait for the end of it.
+const REST: Duration = Duration::from_millis(100);
+/// Work of a step after which the next is near, for a device that need not look at its doorbells.
+const BURST: u32 = 8;
 /// How long a client may leave a reply unread before it is given up. The device stands still meanwhile.
 const SEND_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -161,13 +165,18 @@ impl Server {
         let mut watch_wires = true;
         loop {
             let mut worked = self.serve_messages();
+            // Looking at doorbells that ring pays only while they ring often.
+            let is_woken = self.function.bell().is_some();
+            let enough = if is_woken { BURST } else { 1 };
+            let mut busy = worked && !is_woken;
             if self.function.memory().bus_master() {
                 let report = self.function.model().step();
-                worked |= !report.is_idle();
+                let work = report.tx + report.frames + report.commands;
+                (worked, busy) = (worked || work > 0, busy || work >= enough);
                 watch_wires |= report.frames > 0;
             }
             turn = turn.wrapping_add(1);
-            if worked {
+            if busy {
                 (last_work, nap) = (Instant::now(), NAP);
             }
             let spinning = self.function.memory().bus_master() && last_work.elapsed() < self.config.spin;
@@ -175,8 +184,13 @@ impl Server {
                 std::hint::spin_loop();
                 continue;
             }
+            // Faults that are counted in steps, and frames that a peer did not take, wait for the next step.
+            let may_rest = is_woken
+                && !self.function.model().has_faults()
+                && self.wires.values().all(ServerWire::is_flushed);
             let timeout = match (spinning || worked, self.function.memory().bus_master()) {
                 (true, _) => Some(Duration::ZERO),
+                (false, true) if may_rest => Some(REST),
                 (false, true) => Some(nap),
                 (false, false) => None,
             };
@@ -303,7 +317,9 @@ impl Server {
         let deadline = Instant::now() + SEND_DEADLINE;
         match answer {
             Ok(answer) => {
-                let fds: Vec<BorrowedFd<'_>> = answer.memory.iter().map(|m| m.fd()).collect();
+                let memory = answer.memory.iter().map(|memory| memory.fd());
+                let fds: Vec<BorrowedFd<'_>> =
+                    memory.chain(answer.bell.iter().map(|bell| bell.as_fd())).collect();
                 client.send(reply, &[&answer.body], &fds, deadline)
             }
             Err(errno) => {
@@ -329,6 +345,9 @@ impl Server {
             fds.push(PollFd::new(client.as_fd(), PollFlags::POLLIN));
         }
         let others = fds.len();
+        let bell = self.function.bell();
+        fds.extend(bell.map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN)));
+        let first_wire = fds.len();
         if wires && self.function.memory().bus_master() {
             fds.extend(
                 self.wires.values().filter_map(|w| w.fd()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
@@ -340,13 +359,20 @@ impl Server {
         }
         let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
         let hung_up = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| r.contains(PollFlags::POLLHUP));
-        Ok(Woken {
+        let woken = Woken {
             stop: ready(&fds[0]),
             listener: ready(&fds[1]),
             plugs: ready(&fds[2]),
             hangup: fds[3..others].iter().any(hung_up),
-            wire: fds[others..].iter().any(ready),
-        })
+            wire: fds[first_wire..].iter().any(ready),
+        };
+        if fds[others..first_wire].iter().any(ready)
+            && let Some(bell) = bell
+        {
+            // It is only there to wake: the next step looks at all doorbells.
+            let _ = bell.read();
+        }
+        Ok(woken)
     }
 }
 

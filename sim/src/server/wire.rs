@@ -287,6 +287,11 @@ impl ServerWire {
         self.fd.as_ref().map(|fd| fd.as_fd())
     }
 
+    /// No frame waits for its other end to take it.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.lock().backlog.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -39,6 +39,8 @@ pub mod command {
     pub const GET_INFO: u16 = 4;
     /// Size, access and mapping of a region.
     pub const GET_REGION_INFO: u16 = 5;
+    /// Descriptors that tell the server of writes to a region.
+    pub const GET_REGION_IO_FDS: u16 = 6;
     /// Number of interrupts of a kind.
     pub const GET_IRQ_INFO: u16 = 7;
     /// Assigns, triggers or masks interrupts.
@@ -264,6 +266,45 @@ pub struct SparseArea {
     pub offset: u64,
     /// Length in bytes.
     pub size: u64,
+}
+
+/// [`command::GET_REGION_IO_FDS`], both ways; in a reply, sub-regions and file descriptors follow, see [`IoEventFd`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct RegionIoFds {
+    /// Asked: the longest reply that the client takes. Answered: the length of the full reply, without header.
+    pub argsz: u32,
+    /// 0.
+    pub flags: u32,
+    /// Region.
+    pub index: u32,
+    /// Asked: 0. Answered: number of sub-regions.
+    pub count: u32,
+}
+
+/// A sub-region whose writes an eventfd tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct IoEventFd {
+    /// Offset in the region in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Which of the reply's descriptors.
+    pub fd_index: u32,
+    /// [`IoEventFd::TYPE`].
+    pub kind: u32,
+    /// 0: every value is told.
+    pub flags: u32,
+    /// 0.
+    pub padding: u32,
+    /// 0.
+    pub datamatch: u64,
+}
+
+impl IoEventFd {
+    /// `VFIO_USER_IO_FD_TYPE_IOEVENTFD`.
+    pub const TYPE: u32 = 0;
 }
 
 /// [`command::GET_IRQ_INFO`], both ways.

@@ -29,11 +29,13 @@ fn structures_have_the_sizes_of_the_specification() {
         size_of::<RegionInfo>(),
         size_of::<SparseMmap>(),
         size_of::<SparseArea>(),
+        size_of::<RegionIoFds>(),
+        size_of::<IoEventFd>(),
         size_of::<IrqInfo>(),
         size_of::<IrqSet>(),
         size_of::<RegionAccess>(),
     ];
-    assert_eq!(sizes, [16, 4, 32, 24, 16, 16, 32, 16, 16, 16, 20, 16]);
+    assert_eq!(sizes, [16, 4, 32, 24, 16, 16, 32, 16, 16, 16, 40, 16, 20, 16]);
 }
 
 #[test]

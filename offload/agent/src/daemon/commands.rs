@@ -1,6 +1,6 @@
 //! What the daemon's control socket can be asked.
 
-use super::forward::{Forwarder, RouteCounters, SlowCounters};
+use super::forward::{Forwarder, OffloadTimes, RouteCounters, SlowCounters};
 use super::mailbox::Mailbox;
 use super::plane::{PortInfo, ShownFlow};
 use super::serve::Serve;
@@ -62,6 +62,8 @@ struct NicStatus {
     slow_no_port: u64,
     errors: u64,
     updates: BTreeMap<&'static str, u64>,
+    /// What the last flows took from their request until they were in the tables.
+    offload: Option<OffloadTimes>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,6 +97,8 @@ struct FlowStatus {
     software_packets: u64,
     software_bytes: u64,
     used_ms: Option<u64>,
+    /// Since when the flow is in hardware, in microseconds of CLOCK_MONOTONIC.
+    in_hardware_since_us: Option<u64>,
 }
 
 type Answer = Result<String, String>;
@@ -302,6 +306,7 @@ fn nic_status(forwarder: &Forwarder, names: &BTreeMap<i32, String>) -> Option<Ni
             ("resets", stats.resets),
             ("lowering_bugs", stats.lowering_bugs),
         ]),
+        offload: nic.offload().times(),
     })
 }
 
@@ -320,6 +325,7 @@ fn flow_status(datapath: &str, shown: &ShownFlow) -> FlowStatus {
         software_packets: shown.software.packets,
         software_bytes: shown.software.bytes,
         used_ms: stats.used_ms,
+        in_hardware_since_us: shown.nic.as_ref().and_then(|nic| nic.since_ns).map(|ns| ns / 1000),
     }
 }
 
@@ -397,6 +403,13 @@ impl Status {
                 let _ = writeln!(text, "  tables {} packets {} bytes", nic.table_packets, nic.table_bytes);
                 let _ = writeln!(text, "  slow path rx:{} tx:{}", nic.slow_rx, nic.slow_tx);
                 let _ = writeln!(text, "  updates {}", list(&nic.updates));
+                if let Some(times) = nic.offload {
+                    let OffloadTimes { flows, median_us, p99_us, longest_us } = times;
+                    let _ = writeln!(
+                        text,
+                        "  time into the tables, last {flows} flows: median {median_us} us, 99 % within {p99_us} us, longest {longest_us} us"
+                    );
+                }
             }
         }
         let _ = writeln!(text, "dropped {}\nNetlink {}", list(dropped), list(requests));

@@ -1,10 +1,11 @@
 //! The thread that moves packets: ports, softpath, the NIC's slow path and planner.
 //!
 //! It owns them all, so that packets of a flow stay in order whichever way they take, and nothing on a packet's way is locked.
-//! Others change ports and flows by its mailbox. It sleeps when there is nothing to do, and looks again at once for a moment
-//! after there was ([`SPIN`]), which saves a system call and a wake-up per batch while packets come.
+//! Others change ports and flows by its mailbox. It sleeps when there is nothing to do, but looks again at once for a moment
+//! after a burst of packets ([`SPIN`]), which saves a wake-up per batch while they come.
 
 mod nic;
+mod offload;
 mod port;
 mod representor;
 mod route;
@@ -14,6 +15,7 @@ mod tests;
 mod upcall;
 
 pub use nic::{InNic, NicSide, SlowCounters};
+pub use offload::{OffloadClock, OffloadTimes};
 pub use port::DevicePort;
 pub use representor::Representor;
 pub use route::{Exits, Outlet, RouteCounters};
@@ -37,8 +39,11 @@ use std::time::{Duration, Instant};
 const JOBS: usize = 256;
 /// Descriptors that are looked at in a turn.
 const EVENTS: usize = 64;
-/// How long the thread looks again at once after the last work.
+/// How long the thread looks again at once after the last [`BURST`].
 const SPIN: Duration = Duration::from_micros(50);
+/// Packets of a turn that make it likely that more are there before a sleep had paid. After fewer, others have better use for
+/// the core: a packet's upcall is answered by two more threads.
+const BURST: usize = 8;
 /// Sleep at most, in milliseconds: while something waits for room or an answer, and otherwise, to see to the NIC's health.
 const NAP_MS: u8 = 1;
 const REST_MS: u8 = 200;
@@ -137,13 +142,16 @@ impl Forwarder {
     pub fn run(mut self, inbox: &Inbox<Self>) -> nix::Result<()> {
         self.epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, INBOX))?;
         let mut events = [EpollEvent::empty(); EVENTS];
-        let mut last_work = Instant::now();
+        let mut last_burst = Instant::now();
         while self.running {
-            let mut worked = inbox.run(&mut self, JOBS) > 0;
-            worked |= self.nic_turn();
+            let jobs = inbox.run(&mut self, JOBS);
+            // Upcalls go first, since each of them has a packet waiting.
+            self.exits.upcalls.flush();
+            let mut packets = self.nic_turn();
+            let worked = jobs + packets > 0;
             let sent_all = self.exits.upcalls.flush();
             let nic_busy = self.nic.as_ref().is_some_and(NicSide::is_busy) || !self.exits.nic.is_empty();
-            let timeout = if worked || last_work.elapsed() < SPIN {
+            let timeout = if worked || last_burst.elapsed() < SPIN {
                 EpollTimeout::ZERO
             } else if nic_busy || !sent_all {
                 NAP_MS.into()
@@ -161,12 +169,15 @@ impl Forwarder {
                 match event.data() {
                     INBOX => {}
                     INTERRUPT => self.clear_interrupt(),
-                    n if n >= REPRESENTORS => worked |= self.receive_from_host(n - REPRESENTORS),
-                    n => worked |= self.receive(usize::try_from(n).unwrap_or(usize::MAX)),
+                    n if n >= REPRESENTORS => packets += self.receive_from_host(n - REPRESENTORS),
+                    n => packets += self.receive(usize::try_from(n).unwrap_or(usize::MAX)),
                 }
             }
-            if worked {
-                last_work = Instant::now();
+            if packets >= BURST {
+                last_burst = Instant::now();
+            } else if !worked && timeout == EpollTimeout::ZERO {
+                // Whoever is to answer may have nowhere else to run.
+                std::thread::yield_now();
             }
         }
         Ok(())
@@ -227,7 +238,8 @@ impl Forwarder {
             lane.outlets.set(port, Some(Outlet::Nic(nic_port)));
         }
         if first {
-            flows.iter().for_each(|id| nic.put(lanes, dp, *id));
+            let now = now_ns();
+            flows.iter().for_each(|id| nic.put(lanes, dp, *id, now));
         }
         true
     }
@@ -252,10 +264,10 @@ impl Forwarder {
     }
 
     /// Queues what the host sent by a representor for the port that it stands for. True if there was something.
-    fn receive_from_host(&mut self, n: u64) -> bool {
-        let Self { nic: Some(nic), exits, burst, epoll, .. } = self else { return false };
+    fn receive_from_host(&mut self, n: u64) -> usize {
+        let Self { nic: Some(nic), exits, burst, epoll, .. } = self else { return 0 };
         let port = NicPort(u16::try_from(n).unwrap_or(0));
-        let Some(representor) = nic.representor(port) else { return false };
+        let Some(representor) = nic.representor(port) else { return 0 };
         let taken = representor.receive(burst, &mut |port, packet| exits.queue_for_nic(port, packet));
         if taken.is_none() {
             // Whoever watches the host's devices makes another one.
@@ -263,7 +275,7 @@ impl Forwarder {
                 let _ = epoll.delete(gone.as_fd());
             }
         }
-        taken.is_some_and(|count| count > 0)
+        taken.unwrap_or(0)
     }
 
     /// Takes a port away; what was queued for it is lost.
@@ -327,10 +339,10 @@ impl Forwarder {
         self.nic.as_ref()?.port_counters(port)
     }
 
-    /// Offers a new or changed flow to the NIC, if its datapath has a port of it.
-    pub fn flow_put(&mut self, dp: DpIndex, id: FlowId) {
+    /// Offers a flow that is new or changed since `at_ns` to the NIC, if its datapath has a port of it.
+    pub fn flow_put(&mut self, dp: DpIndex, id: FlowId, at_ns: u64) {
         if let Some(nic) = self.nic.as_mut().filter(|nic| nic.serves(dp)) {
-            nic.put(&mut self.lanes, dp, id);
+            nic.put(&mut self.lanes, dp, id, at_ns);
         }
     }
 
@@ -371,12 +383,12 @@ impl Forwarder {
         lane.outlets.flush();
     }
 
-    /// Takes a burst from a port. True if there was something.
-    fn receive(&mut self, n: usize) -> bool {
+    /// Takes a burst from a port; how many packets it was.
+    fn receive(&mut self, n: usize) -> usize {
         let Self { inlets, lanes, exits, burst, epoll, lost, .. } = self;
-        let Some(Some(inlet)) = inlets.get_mut(n) else { return false };
+        let Some(Some(inlet)) = inlets.get_mut(n) else { return 0 };
         let (dp, port) = (inlet.dp, inlet.port);
-        let Some(lane) = lanes.get_mut(&dp) else { return false };
+        let Some(lane) = lanes.get_mut(&dp) else { return 0 };
         let now_ms = now_ns() / 1_000_000;
         let metadata = Metadata { in_port: port.0, ..Metadata::default() };
         let received = inlet.source.receive(burst, &mut |frame| {
@@ -391,23 +403,24 @@ impl Forwarder {
         lane.process(dp, exits, now_ms);
         lane.outlets.flush();
         match received {
-            Ok(count) => count > 0,
+            Ok(count) => count,
             Err(PortError::Link(LinkState::Gone)) => {
                 // It stays readable for ever. Whoever watches the host's devices takes the port away; a device that went in
                 // another namespace nobody watches.
                 let _ = epoll.delete(inlet.source.as_fd());
                 lost(dp, port);
-                false
+                0
             }
             Err(error) => {
                 tracing::debug!(port = port.0, %error, "receive");
-                false
+                0
             }
         }
     }
 
-    fn nic_turn(&mut self) -> bool {
-        let Self { nic: Some(nic), lanes, exits, .. } = self else { return false };
+    /// A turn of the NIC; how many packets moved.
+    fn nic_turn(&mut self) -> usize {
+        let Self { nic: Some(nic), lanes, exits, .. } = self else { return 0 };
         nic.turn(lanes, exits, now_ns())
     }
 

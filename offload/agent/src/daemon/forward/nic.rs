@@ -4,6 +4,7 @@
 //! number is in use until the NIC has let go of the flow. How datapaths share the NIC is [`Share`]'s matter.
 
 use super::Lane;
+use super::offload::OffloadClock;
 use super::representor::Representor;
 use super::route::Exits;
 use super::share::Share;
@@ -35,6 +36,8 @@ pub struct InNic {
     pub counters: Counters,
     /// When hardware saw the last packet, in milliseconds of CLOCK_MONOTONIC; never goes back.
     pub used_ms: Option<u64>,
+    /// Since when it is in hardware, in nanoseconds of CLOCK_MONOTONIC.
+    pub since_ns: Option<u64>,
 }
 
 /// What tables and slow path counted.
@@ -79,6 +82,7 @@ pub struct NicSide {
     device_offset_ns: u64,
     counters: SlowCounters,
     state: NicState,
+    offload: OffloadClock,
 }
 
 /// The softpath's flows, as the planner reads them.
@@ -124,6 +128,7 @@ impl NicSide {
             device_offset_ns: u64::MAX,
             counters: SlowCounters::default(),
             state,
+            offload: OffloadClock::default(),
         }
     }
 
@@ -233,12 +238,18 @@ impl NicSide {
             if done(self) || self.nic.state() != NicState::Ready || start.elapsed() >= DELETE_WAIT {
                 return;
             }
-            std::hint::spin_loop();
+            // The device may be a process that has nowhere else to run.
+            std::thread::yield_now();
         }
     }
 
-    /// Takes note of a new or changed flow.
-    pub(super) fn put(&mut self, lanes: &mut Lanes, dp: DpIndex, id: FlowId) {
+    /// How long flows took into the NIC.
+    pub fn offload(&self) -> &OffloadClock {
+        &self.offload
+    }
+
+    /// Takes note of a flow that is new or changed since `at_ns`.
+    pub(super) fn put(&mut self, lanes: &mut Lanes, dp: DpIndex, id: FlowId, at_ns: u64) {
         let Some(flow) = lanes.get_mut(&dp).and_then(|lane| lane.worker.flow(id)) else { return };
         let number = self.number(dp, id).unwrap_or_else(|| {
             // The slot was another flow's, whose removal was said before.
@@ -249,6 +260,7 @@ impl NicSide {
             });
             self.planned[number as usize] = Some(Planned { dp, flow: Some(id), used_ms: 0 });
             self.by_slot.insert((dp, id.slot), planner::FlowId(number));
+            self.offload.start(planner::FlowId(number), at_ns);
             planner::FlowId(number)
         });
         self.planner.put(number, &self.share.planned(dp, flow));
@@ -304,11 +316,12 @@ impl NicSide {
         let planned = self.planned.get_mut(number.0 as usize)?.as_mut()?;
         planned.used_ms = planned.used_ms.max(used_ms.unwrap_or(0));
         let reason = reason.map(|reason| self.share.own(reason));
-        Some(InNic { state, reason, counters, used_ms: used_ms.map(|_| planned.used_ms) })
+        let since_ns = self.planner.in_hardware_since_ns(number);
+        Some(InNic { state, reason, counters, used_ms: used_ms.map(|_| planned.used_ms), since_ns })
     }
 
-    /// A turn of slow path and planner. True if something moved.
-    pub(super) fn turn(&mut self, lanes: &mut Lanes, exits: &mut Exits, now_ns: u64) -> bool {
+    /// A turn of slow path and planner; how many packets came and went.
+    pub(super) fn turn(&mut self, lanes: &mut Lanes, exits: &mut Exits, now_ns: u64) -> usize {
         let (share, counters, representors) = (&self.share, &mut self.counters, &mut self.representors);
         let received = self.nic.rx(SLOW_BURST, &mut |packet, frame| {
             let representor = representors.get_mut(&packet.port);
@@ -327,17 +340,21 @@ impl NicSide {
                 );
             }
         });
-        let mut moved = self.succeeded(received, "slow queues").is_some_and(|n| n > 0);
+        let mut moved = self.succeeded(received, "slow queues").unwrap_or(0);
         for (dp, lane) in lanes.iter_mut().filter(|(_, lane)| !lane.batch.is_empty()) {
             lane.process(*dp, exits, now_ns / 1_000_000);
             lane.outlets.flush();
         }
+        // Packets that others wait for go before flows, for which nobody waits.
+        exits.upcalls.flush();
+        moved += self.transmit(exits);
         self.pump(lanes, now_ns);
         self.take_removed();
+        self.offload.look(&self.planner);
         for packet in self.nic.take_unsent().into_iter().rev() {
             exits.nic.push_front(packet);
         }
-        moved |= self.transmit(exits);
+        moved += self.transmit(exits);
         if exits.nic.is_empty() {
             let done = self.nic.slow_done();
             self.succeeded(done, "slow_done");
@@ -372,14 +389,13 @@ impl NicSide {
         removed
     }
 
-    /// Hands the softpath's packets to the NIC.
-    fn transmit(&mut self, exits: &mut Exits) -> bool {
-        let mut any = false;
+    /// Hands the softpath's packets to the NIC; how many it took.
+    fn transmit(&mut self, exits: &mut Exits) -> usize {
+        let before = self.counters.tx;
         while let Some((to, frame)) = exits.nic.pop_front() {
             let taken = self.nic.tx(to, &frame);
             match self.succeeded(taken, "transmit") {
                 Some(true) => {
-                    any = true;
                     self.counters.tx += 1;
                     exits.spare.push(frame);
                 }
@@ -390,7 +406,7 @@ impl NicSide {
                 }
             }
         }
-        any
+        usize::try_from(self.counters.tx - before).unwrap_or(usize::MAX)
     }
 
     fn softpath_id(&self, number: planner::FlowId) -> Option<FlowId> {

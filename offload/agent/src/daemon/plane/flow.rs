@@ -1,7 +1,7 @@
 //! Flows: the softpath's table as the truth, the NIC's share added to what is shown.
 
 use super::{Dp, Plane};
-use crate::daemon::forward::InNic;
+use crate::daemon::forward::{InNic, now_ns};
 use flowlift_flow::{Flow, Mask, Match};
 use flowlift_offload::planner::{Counters, Reason, State};
 use flowlift_ovs::backend::{DpIndex, FlowCursor, FlowId, FlowPut, FlowStats, FlowView, Refusal};
@@ -113,6 +113,12 @@ impl Plane {
         Ok(())
     }
 
+    /// Has the forwarder offer a flow to the NIC.
+    fn offer(&self, index: DpIndex, id: softpath::FlowId) {
+        let now = now_ns();
+        self.forwarder.send(move |f| f.flow_put(index, id, now));
+    }
+
     /// Installs a flow or gives it new actions.
     pub(super) fn put_flow(
         &mut self,
@@ -140,7 +146,7 @@ impl Plane {
         if probe && created {
             dp.probes.insert(id);
         } else if !dp.probes.contains(&id) {
-            self.forwarder.send(move |f| f.flow_put(index, id));
+            self.offer(index, id);
         }
         let dp = self.dp(index)?;
         let Some(mut shown) = dp.show(id) else { return Err(Refusal::NoFlow) };
@@ -172,7 +178,7 @@ impl Plane {
             flowlift_flow::action::validate(&actions, &matching)?;
             table.set_actions(id, &actions).map_err(|error| put_refusal(&error))?;
             if !dp.probes.contains(&id) {
-                self.forwarder.send(move |f| f.flow_put(index, id));
+                self.offer(index, id);
             }
         }
         let mut shown = self.dp(index)?.show(id).ok_or(Refusal::NoFlow)?;
@@ -186,7 +192,7 @@ impl Plane {
             self.ask(move |f| f.flow_remove(index, &[id]))?;
             self.dp_mut(index)?.table.get_mut().clear_stats(id);
             self.log(|journal| journal.counted(index, vec![(id, Default::default())]));
-            self.forwarder.send(move |f| f.flow_put(index, id));
+            self.offer(index, id);
         }
         Ok(())
     }

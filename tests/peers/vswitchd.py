@@ -1,0 +1,261 @@
+"""How ovs-vswitchd is served: by flowlift's softpath, by flowlift with the simulated NIC, and by its own user-space datapath.
+
+  run --vswitchd [--rounds N] [--short] [--write] [--json FILE]
+
+The three take turns with the same hosts on the same kinds of veth devices (hosts.py). Measured, with the goals in GOALS:
+
+  iperf3       TCP between the hosts, default segments, NORMAL switching
+  first packet one packet of a new five-tuple at a time: from its sending until it arrives
+  set-up       always new five-tuples, 64 first packets under way at a time: megaflows installed per second
+  to the NIC   at 1,000 new five-tuples a second, from a first packet's sending until its megaflow is in the NIC's tables, by the
+               time that `flowlift flows` tells (the clock is the host's)
+  dump         all those megaflows by `ovs-appctl dpctl/dump-flows`
+  idle         CPU time of the daemon, the simulated NIC in it, when there is no flow and no packet
+
+Every five-tuple has a megaflow of its own, because the OpenFlow rules look at all of its fields. With --short everything is
+smaller, and what is checked are bounds that a slow machine keeps too.
+"""
+import argparse
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import hosts
+import ovs
+import report
+
+BEGIN, END = "<!-- tests/peers/run --vswitchd: begin -->", "<!-- tests/peers/run --vswitchd: end -->"
+PACKAGES = ["openvswitch-switch", "iperf3", "ethtool", "iproute2"]
+# Sizes of the measurements: ordinary, and with --short.
+SIZES = {"iperf": (4, 1), "first": (2000, 200), "flows": (100_000, 3000), "dumps": (3, 1), "paced": (5, 2), "idle": (10, 3)}
+RATE = 1000  # new five-tuples per second on their way to the NIC
+FLOW = re.compile(r"ipv4\(src=([0-9.]+).*udp\(src=(\d+)")
+
+# Measure: what it is, unit, how it is printed, and whether more is better.
+MEASURES = {
+    "iperf": ("iperf3", "Gbit/s", "{:.2f}", True),
+    "set_up": ("new five-tuples set up", "per second", "{:,.0f}", True),
+    "first_median": ("first packet, median", "us", "{:,.0f}", False),
+    "first_p99": ("first packet, 99th percentile", "us", "{:,.0f}", False),
+    "nic_median": ("first packet to active in the NIC, median", "ms", "{:.2f}", False),
+    "nic_p99": ("first packet to active in the NIC, 99th percentile", "ms", "{:.2f}", False),
+    "dump": ("dump of all flows", "s", "{:.2f}", False),
+    "idle": ("idle CPU of the daemon", "% of a core", "{:.2f}", False),
+}
+# Measure, whose, and what it is held to: a multiple of OVS's, or a figure of its own. With --short, the second pair.
+GOALS = [
+    ("iperf", "softpath", "ratio", 1.0, 0.5),
+    ("iperf", "NIC", "ratio", 0.5, 0.1),
+    ("set_up", "softpath", "ratio", 1.0, 0.05),
+    ("set_up", "NIC", "ratio", 1.0, 0.05),
+    ("first_median", "softpath", "ratio", 2.0, 20.0),
+    ("first_median", "NIC", "ratio", 2.0, 20.0),
+    ("nic_median", "NIC", "limit", 5.0, 250.0),
+    ("nic_p99", "NIC", "limit", 20.0, 1000.0),
+    ("dump", "softpath", "ratio", 1.0, 5.0),
+    ("dump", "NIC", "ratio", 1.0, 5.0),
+    ("idle", "softpath", "limit", 1.0, 10.0),
+    ("idle", "NIC", "limit", 1.0, 10.0),
+]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="run --vswitchd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vswitchd", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=2, help="rounds, of which the median counts (%(default)s)")
+    parser.add_argument("--short", action="store_true", help="small and lenient: a check that all of it works")
+    parser.add_argument("--configurations", default=",".join(hosts.CONFIGURATIONS), help="which take part (%(default)s)")
+    parser.add_argument("--measures", default="iperf,first,flows,paced,idle", help="what is measured (%(default)s)")
+    parser.add_argument("--flowlift", type=pathlib.Path, help="the binary (built from the tree unless given)")
+    parser.add_argument("--json", type=pathlib.Path, help="also write all figures here")
+    parser.add_argument("--write", action="store_true", help="put the results into docs/benchmarks.md")
+    args = parser.parse_args()
+    args.configurations, args.measures = args.configurations.split(","), args.measures.split(",")
+    for name in args.configurations:
+        if name not in hosts.CONFIGURATIONS:
+            parser.error(f"no configuration '{name}'; there are {', '.join(hosts.CONFIGURATIONS)}")
+    if args.rounds < 1:
+        parser.error("--rounds must be positive")
+    return args
+
+
+def percentile(values, share):
+    """The value that this share of all does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def iperf(lab, seconds):
+    server = subprocess.Popen(["ip", "netns", "exec", "b", "iperf3", "--server", "--one-off"], stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(0.5)
+        result = json.loads(lab.run_on("a", "iperf3", "--client", "10.1.0.2", "--time", str(seconds), "--json"))
+    finally:
+        server.terminate()
+        server.wait()
+    return {"iperf": result["end"]["sum_received"]["bits_per_second"] / 1e9}
+
+
+def first_packets(lab, count):
+    with hosts.Tuples(lab) as tuples:
+        tuples.latencies(20)
+        times = tuples.latencies(count)
+    arrived = [t for t in times if t is not None]
+    if len(arrived) < count * 0.9:
+        raise ovs.Failed(f"{lab.name}: {count - len(arrived)} of {count} first packets were lost")
+    return {"first_median": statistics.median(arrived), "first_p99": percentile(arrived, 0.99), "first_lost": count - len(arrived)}
+
+
+def many_flows(lab, count, dumps):
+    """The rate at which megaflows are set up, and the time of a dump of all of them."""
+    with hosts.Tuples(lab) as tuples:
+        if count > 8000:
+            lab.allow_flows(count * 1.1, tuples)
+        seconds, arrived = tuples.set_up(count)
+    flows = lab.flows()
+    if flows < count * 0.1:
+        raise ovs.Failed(f"{lab.name}: {flows} megaflows of {count}, {arrived} packets arrived")
+    times = []
+    for _ in range(dumps):
+        start = time.monotonic()
+        shown = lab.appctl("dpctl/dump-flows", lab.datapath).count("actions:")
+        # As long as for all of them.
+        times.append((time.monotonic() - start) * count / max(shown, 1))
+    return {"set_up": flows / seconds, "dump": statistics.median(times), "flows": flows, "set_up_arrived": arrived}
+
+
+def to_the_nic(lab, seconds):
+    with hosts.Tuples(lab) as tuples:
+        sent = tuples.paced(RATE, seconds)
+        time.sleep(1)
+        names = {tuples.name(n): at for n, at in sent.items()}
+    times, elsewhere = [], 0
+    for flow in lab.ask("flows"):
+        match = FLOW.search(flow["flow"])
+        at = names.get((match[1], int(match[2]))) if match else None
+        if at is None:
+            continue
+        if flow["in_hardware_since_us"] is None:
+            elsewhere += 1
+        else:
+            times.append((flow["in_hardware_since_us"] - at / 1e3) / 1e3)
+    if len(times) < len(sent) * 0.9:
+        raise ovs.Failed(f"{len(times)} of {len(sent)} new flows are in the NIC's tables, {elsewhere} are in software")
+    return {"nic_median": statistics.median(times), "nic_p99": percentile(times, 0.99), "nic_missing": len(sent) - len(times)}
+
+
+def idle(lab, seconds):
+    process = lab.daemon or lab.vswitchd
+    time.sleep(2)
+    before, start = hosts.cpu_seconds(process), time.monotonic()
+    time.sleep(seconds)
+    return {"idle": 100 * (hosts.cpu_seconds(process) - before) / (time.monotonic() - start)}
+
+
+def measure(lab, args, size):
+    lab.run_on("a", "ping", "-c", "3", "-i", "0.2", "-W", "2", "10.1.0.2")
+    result = {}
+    if "iperf" in args.measures:
+        result |= iperf(lab, size["iperf"])
+    lab.rules_by_five_tuple()
+    if "first" in args.measures:
+        result |= first_packets(lab, size["first"])
+        lab.forget_flows()
+    if "paced" in args.measures and lab.name == "NIC":
+        result |= to_the_nic(lab, size["paced"])
+        lab.forget_flows()
+    if "flows" in args.measures:
+        result |= many_flows(lab, size["flows"], size["dumps"])
+        lab.forget_flows()
+    if "idle" in args.measures:
+        result |= idle(lab, size["idle"])
+    return result
+
+
+def medians(rounds):
+    names = {name for one in rounds for name in one}
+    return {name: statistics.median(one[name] for one in rounds if name in one) for name in names}
+
+
+def judge(figures, short):
+    """For each goal whose figures are there: measure, whose, what it comes to, the goal as text, and whether it is met."""
+    verdicts = []
+    for measure, whose, kind, goal, lenient in GOALS:
+        value, theirs = figures.get(whose, {}).get(measure), figures.get("OVS", {}).get(measure)
+        if value is None or (kind == "ratio" and theirs is None):
+            continue
+        bound = lenient if short else goal
+        more = MEASURES[measure][3]
+        reached = value / theirs if kind == "ratio" else value
+        met = reached >= bound if more else reached <= bound
+        word = "at least" if more else "at most"
+        unit = " times OVS's" if kind == "ratio" else f" {MEASURES[measure][1]}"
+        verdicts.append((measure, whose, reached, f"{word} {bound:g}{unit}", met))
+    return verdicts
+
+
+def table(figures, verdicts):
+    lines = ["| | softpath | simulated NIC | OVS user space | softpath / OVS | NIC / OVS | goal |", "|---|---|---|---|---|---|---|"]
+    for name, (what, unit, form, _) in MEASURES.items():
+        values = [figures.get(whose, {}).get(name) for whose in ("softpath", "NIC", "OVS")]
+        cells = [form.format(v) if v is not None else "-" for v in values]
+        ratios = [f"{v / values[2]:.2f}" if v is not None and values[2] else "-" for v in values[:2]]
+        goals = [f"{whose}: {goal}, {'met' if met else '**missed**'}" for m, whose, _, goal, met in verdicts if m == name]
+        lines.append(f"| {what}, {unit} | {' | '.join(cells + ratios)} | {'; '.join(goals)} |")
+    return "\n".join(lines)
+
+
+def section(results, command, text):
+    machine, versions = results["machine"], results["versions"]
+    flows = {whose: f"{values['flows']:,.0f}" for whose, values in results["figures"].items() if "flows" in values}
+    return "\n".join([
+        BEGIN,
+        f"`{command}` on {results['date']}: {machine['cpu']}, {machine['cores']} cores, {machine['kernel']}; {versions['ovs']}; "
+        f"{versions['flowlift']}, {versions['rustc']}. Medians of {results['rounds']} rounds; flows of set-up and dump: "
+        f"{', '.join(f'{whose} {n}' for whose, n in flows.items())}.",
+        "",
+        text,
+        END,
+    ])
+
+
+def main(prepare, machine, version, root):
+    """`prepare` gives the binary and the namespaces, `machine` and `version` describe things, `root` is the tree."""
+    args = arguments()
+    binary = prepare(args, PACKAGES, ["flowlift", "flowlift-preload"])
+    size = {name: both[args.short] for name, both in SIZES.items()}
+    hosts.private_names()
+    results = {
+        "date": time.strftime("%Y-%m-%d"), "machine": machine(), "rounds": args.rounds, "short": args.short,
+        "versions": {"ovs": version("ovs-vswitchd", "--version"), "flowlift": version(str(binary), "--version"),
+                     "rustc": version("rustc", "--version")},
+        "runs": {name: [] for name in args.configurations},
+    }
+    with tempfile.TemporaryDirectory(prefix="flowlift-peers-") as folder:
+        for number in range(args.rounds):
+            for name in args.configurations:
+                with hosts.Lab(pathlib.Path(folder) / "lab", name, binary) as lab:
+                    one = measure(lab, args, size)
+                results["runs"][name].append(one)
+                shown = ", ".join(f"{key} {value:.4g}" for key, value in one.items())
+                print(f"{name} {number + 1}/{args.rounds}: {shown}", file=sys.stderr)
+    results["figures"] = {name: medians(runs) for name, runs in results["runs"].items()}
+    verdicts = judge(results["figures"], args.short)
+    results["goals"] = [dict(zip(("measure", "whose", "reached", "goal", "met"), verdict)) for verdict in verdicts]
+    text = table(results["figures"], verdicts)
+    print(text)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+    if args.write:
+        command = " ".join(["tests/peers/run", *sys.argv[1:]])
+        report.update(root / "docs" / "benchmarks.md", section(results, command, text))
+    missed = [f"{MEASURES[m][0]}, {whose}: {reached:.3g}, {goal}" for m, whose, reached, goal, met in verdicts if not met]
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    # The ordinary run reports; the short one is a test.
+    return 1 if missed and args.short else 0
