@@ -55,7 +55,7 @@ impl Bench {
             (flow.matching.key.in_port, flow.matching.mask.0.in_port) = (0, 0);
         }
         let put = self.tables.get_mut(&dp).unwrap().put(&flow).unwrap();
-        self.forwarder.flow_put(dp, put.id);
+        self.forwarder.flow_put(dp, put.id, now_ns());
         self.settle();
         put.id
     }
