@@ -42,12 +42,10 @@ def private_names():
     ip("link", "set", "lo", "up")
 
 
-def cpu_seconds(process):
-    """CPU time of all threads of a process so far."""
-    total = 0
-    for task in pathlib.Path(f"/proc/{process.pid}/task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
+def cpu_seconds(*processes):
+    """CPU time of all threads of processes so far."""
+    tasks = [task for process in processes for task in pathlib.Path(f"/proc/{process.pid}/task").iterdir()]
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 class Lab(ovs.Switch):
@@ -117,6 +115,10 @@ class Lab(ovs.Switch):
 
     def run_on(self, host, *command, **options):
         return ovs.output("ip", "netns", "exec", host, *command, **options)
+
+    def switch_cpu_seconds(self):
+        """CPU time of ovs-vswitchd, and of the daemon if there is one."""
+        return cpu_seconds(self.vswitchd, *([self.daemon] if self.daemon else []))
 
     def ask(self, *command):
         """What the daemon answers, as JSON."""

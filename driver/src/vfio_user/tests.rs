@@ -301,8 +301,7 @@ fn stores_to_a_mapped_bar_ring_the_servers_eventfd_if_it_has_one() {
     let bell = event().unwrap();
     let rung = bell.as_fd().try_clone_to_owned().unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let server =
-        std::thread::spawn(move || serve(theirs, vec![], &mut vec![], &mut vec![], &bell));
+    let server = std::thread::spawn(move || serve(theirs, vec![], &mut vec![], &mut vec![], &bell));
     let f = VfioUser::over(ours, "test".into(), VfioUserConfig::default()).unwrap();
     let mut count = [0; 8];
     assert_eq!(nix::unistd::read(&rung, &mut count), Err(Errno::EAGAIN), "nothing was stored");

@@ -242,7 +242,8 @@ impl<D: DeviceModel> Function<D> {
         if asked.flags != 0 || asked.count != 0 {
             return Err(Errno::EINVAL);
         }
-        let head = RegionIoFds { argsz: size_of::<RegionIoFds>() as u32, flags: 0, index: asked.index, count: 0 };
+        let head =
+            RegionIoFds { argsz: size_of::<RegionIoFds>() as u32, flags: 0, index: asked.index, count: 0 };
         if !matches!(behind, Behind::Memory(_)) {
             return Ok(Reply::of(&head));
         }

@@ -50,7 +50,19 @@ pub fn mailbox<T>() -> nix::Result<(Mailbox<T>, Inbox<T>)> {
 impl<T> Mailbox<T> {
     /// Leaves a job. Without an owner nobody does it.
     pub fn send(&self, job: impl FnOnce(&mut T) + Send + 'static) {
-        if self.jobs.send(Box::new(job)).is_ok() && !self.wake.pending.swap(true, Ordering::AcqRel) {
+        self.leave(job);
+        self.wake();
+    }
+
+    /// Leaves a job that the owner finds when it next looks, for whatever reason: [`Self::wake`] is the caller's to call.
+    pub fn leave(&self, job: impl FnOnce(&mut T) + Send + 'static) {
+        // Without an owner nobody does it.
+        let _ = self.jobs.send(Box::new(job));
+    }
+
+    /// Has the owner look.
+    pub fn wake(&self) {
+        if !self.wake.pending.swap(true, Ordering::AcqRel) {
             // A full counter wakes as well.
             let _ = self.wake.event.write(1);
         }
@@ -118,6 +130,19 @@ mod tests {
         assert_eq!(inbox.run(&mut owner, 3), 2);
         assert!(!readable(&inbox));
         assert_eq!(owner, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_job_that_was_left_waits_for_the_next_look() {
+        let (mailbox, inbox) = mailbox::<Vec<u32>>().unwrap();
+        let mut owner = Vec::new();
+        mailbox.leave(|v| v.push(1));
+        assert!(!readable(&inbox));
+        mailbox.wake();
+        assert!(readable(&inbox));
+        mailbox.leave(|v| v.push(2));
+        assert_eq!(inbox.run(&mut owner, 3), 2);
+        assert_eq!(owner, [1, 2]);
     }
 
     #[test]

@@ -59,7 +59,9 @@ impl Serve {
                 return Ok(());
             }
             self.follow_devices();
-            let timeout = match self.endpoint.pump(&mut self.plane, Instant::now())? {
+            let next = self.endpoint.pump(&mut self.plane, Instant::now())?;
+            self.plane.end_turn();
+            let timeout = match next {
                 Next::Now => EpollTimeout::ZERO,
                 // Rounded up, or the last part of a millisecond would be spent in turns.
                 Next::Within(time) => {

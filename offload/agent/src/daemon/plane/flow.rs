@@ -113,10 +113,22 @@ impl Plane {
         Ok(())
     }
 
-    /// Has the forwarder offer a flow to the NIC.
+    /// Has the forwarder offer a flow to the NIC when it next looks, or at [`Self::end_turn`]: the flow's first packet mostly
+    /// follows, which wakes it, and goes first.
     fn offer(&self, index: DpIndex, id: softpath::FlowId) {
+        if self.nic_ports.is_empty() {
+            return;
+        }
         let now = now_ns();
-        self.forwarder.send(move |f| f.flow_put(index, id, now));
+        self.forwarder.leave(move |f| f.flow_put(index, id, now));
+        self.offered.set(true);
+    }
+
+    /// The requests that were there are handled.
+    pub fn end_turn(&self) {
+        if self.offered.take() {
+            self.forwarder.wake();
+        }
     }
 
     /// Installs a flow or gives it new actions.

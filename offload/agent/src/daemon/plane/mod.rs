@@ -21,7 +21,7 @@ use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{Datapath, DatapathStats, DpIndex, Features, MegaflowStats, Refusal, VportKind};
 use flowlift_port::link::Links;
 use flowlift_softpath as softpath;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -75,6 +75,8 @@ struct Dp {
 pub struct Plane {
     dps: BTreeMap<DpIndex, Dp>,
     forwarder: Mailbox<Forwarder>,
+    /// Flows were left there that it was not woken for.
+    offered: Cell<bool>,
     /// Devices of the host that stand for ports of the NIC.
     nic_ports: NicPorts,
     representors: Vec<Represented>,
@@ -125,7 +127,7 @@ impl Plane {
     pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links) -> Self {
         let links = RefCell::new(links);
         let (dps, representors) = (BTreeMap::new(), Vec::new());
-        Self { dps, forwarder, nic_ports, representors, links, state: None, journal: None }
+        Self { dps, forwarder, offered: Cell::new(false), nic_ports, representors, links, state: None, journal: None }
     }
 
     fn dp(&self, dp: DpIndex) -> Result<&Dp, Refusal> {
