@@ -127,7 +127,16 @@ impl Plane {
     pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links) -> Self {
         let links = RefCell::new(links);
         let (dps, representors) = (BTreeMap::new(), Vec::new());
-        Self { dps, forwarder, offered: Cell::new(false), nic_ports, representors, links, state: None, journal: None }
+        Self {
+            dps,
+            forwarder,
+            offered: Cell::new(false),
+            nic_ports,
+            representors,
+            links,
+            state: None,
+            journal: None,
+        }
     }
 
     fn dp(&self, dp: DpIndex) -> Result<&Dp, Refusal> {
