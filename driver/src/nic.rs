@@ -483,6 +483,21 @@ pub struct PortCounters {
     pub tx_dropped: u64,
 }
 
+impl PortCounters {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            rx_packets: self.rx_packets.wrapping_add(other.rx_packets),
+            rx_bytes: self.rx_bytes.wrapping_add(other.rx_bytes),
+            tx_packets: self.tx_packets.wrapping_add(other.tx_packets),
+            tx_bytes: self.tx_bytes.wrapping_add(other.tx_bytes),
+            rx_slow: self.rx_slow.wrapping_add(other.rx_slow),
+            tx_dropped: self.tx_dropped.wrapping_add(other.tx_dropped),
+        }
+    }
+}
+
 /// How the device answered an [`Update`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -102,6 +102,9 @@ pub enum FieldCause {
 pub enum ActionCause {
     /// No entry can do this on any NIC that this project knows.
     Software,
+    /// The NIC has meters, but packets that its tables do not finish are software's: the meter would be one more bucket there, and
+    /// let more through than it says.
+    TwoBuckets,
     /// The table does not have it.
     NotInTable,
     /// The table cannot set this field.
@@ -225,6 +228,9 @@ impl Refusal {
             },
             Cause::Action { name, why, .. } => match why {
                 ActionCause::Software => format!("without {name} the flow could be in hardware"),
+                ActionCause::TwoBuckets => {
+                    "a NIC whose slow path can draw on its meters' buckets would lift it".into()
+                }
                 ActionCause::NotInTable => match self.table {
                     Some(t) => format!("a profile whose stage {} has {name} would lift it", t.stage.0),
                     None => format!("a profile that has {name} would lift it"),
@@ -343,6 +349,9 @@ impl fmt::Display for Cause {
                 write!(f, "action {name} (number {}) ", u32::from(index) + 1)?;
                 match why {
                     ActionCause::Software => write!(f, "is for software only"),
+                    ActionCause::TwoBuckets => {
+                        write!(f, "would have a bucket in the NIC and another one in software")
+                    }
                     ActionCause::NotInTable => write!(f, "is not an action"),
                     ActionCause::NotSettable(field) => {
                         write!(f, "sets {}, which cannot be set", field.name())

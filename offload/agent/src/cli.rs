@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flowlift_driver::bind::PciAddress;
 use flowlift_port::HostSpec;
-use flowlift_sim::server::{WireError, WireSpec};
+use flowlift_sim::server::{NamedWire, WireError, WireSpec};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -358,9 +358,10 @@ impl FromStr for DaemonNic {
 
 impl DaemonArgs {
     /// The wires that the command line names.
-    pub fn wire_specs(&self) -> impl Iterator<Item = &WireSpec> {
-        self.wires.iter().filter_map(|wire| match wire {
-            DaemonWire::Spec(spec) => Some(spec),
+    pub fn wire_specs(&self) -> impl Iterator<Item = WireSpec> {
+        let profile = crate::open::profile(self.profile);
+        self.wires.iter().filter_map(move |wire| match wire {
+            DaemonWire::Spec(wire) => Some(wire.on(&profile)),
             DaemonWire::Auto => None,
         })
     }
@@ -372,7 +373,7 @@ pub enum DaemonWire {
     /// One to each device that becomes a port of a datapath.
     Auto,
     /// This one.
-    Spec(WireSpec),
+    Spec(NamedWire),
 }
 
 impl FromStr for DaemonWire {
@@ -416,8 +417,8 @@ pub struct DaemonArgs {
     #[arg(long, value_enum, default_value = "standard")]
     pub profile: ProfileArg,
     /// Plugs port N (from 0) of the simulated NIC into something: pN=packet:NETDEV, pN=tap:NAME, pN=unix:LOCAL[,PEER],
-    /// pN=pcap:IN[,OUT]. The NETDEV of a wire stands for the NIC's port: a port of that name in a datapath is the NIC's. `auto` does so with each device that becomes a port of a datapath, on the NIC's next port without a wire.
-    #[arg(long = "wire", value_name = "pN=KIND:...|auto")]
+    /// pN=pcap:IN[,OUT]; vfN is the port of virtual function N. The NETDEV of a wire stands for the NIC's port: a port of that name in a datapath is the NIC's. `auto` does so with each device that becomes a port of a datapath, on the NIC's next port without a wire.
+    #[arg(long = "wire", value_name = "pN|vfN=KIND:...|auto")]
     pub wires: Vec<DaemonWire>,
     /// A device of this host that stands for port N (from 0) of the NIC.
     #[arg(long = "port", value_name = "NAME=pN")]

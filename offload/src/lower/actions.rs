@@ -315,6 +315,8 @@ pub(crate) fn lower(
             },
             // No packet in the NIC's tables has been through connection tracking.
             Action::CtClear => Ok(()),
+            Action::Meter(_) if table.actions.has(ActionKind::Meter) => Err(ActionCause::TwoBuckets),
+            Action::Meter(_) => Err(ActionCause::NotInTable),
             _ => Err(ActionCause::Software),
         };
         done.map_err(|why| Cause::Action { index: *index, name: action_name(action), why })?;

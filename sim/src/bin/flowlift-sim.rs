@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use flowlift_sim::server::{Server, ServerConfig, WireSpec};
+use flowlift_sim::server::{NamedWire, Server, ServerConfig, WireSpec};
 use flowlift_sim::{Config, FaultPlan, Fl1, HostClock, Profile};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -30,9 +30,9 @@ struct Args {
     #[arg(long, value_name = "SPEC")]
     faults: Option<FaultPlan>,
     /// Plugs port N (from 0) into something: pN=tap:NAME, pN=packet:NETDEV, pN=unix:LOCAL[,PEER], pN=pcap:IN[,OUT], or
-    /// pN=memory:CABLE, a cable to the other port that names it.
-    #[arg(long = "wire", value_name = "pN=KIND:...")]
-    wires: Vec<WireSpec>,
+    /// pN=memory:CABLE, a cable to the other port that names it. vfN is the port of virtual function N.
+    #[arg(long = "wire", value_name = "pN|vfN=KIND:...")]
+    wires: Vec<NamedWire>,
     /// How long the device looks for doorbells without sleeping after its last work, in microseconds.
     #[arg(long, value_name = "US", default_value_t = 100)]
     spin: u64,
@@ -73,9 +73,10 @@ fn run(args: Args) -> Result<()> {
         ProfileArg::Large => Profile::large(),
     };
     let faults = args.faults.unwrap_or_default();
+    let wires: Vec<WireSpec> = args.wires.iter().map(|wire| wire.on(&profile)).collect();
     let device = Fl1::new(profile, Config { seed: args.seed, faults, clock: Box::new(HostClock::default()) });
     let config = ServerConfig { spin: Duration::from_micros(args.spin) };
-    let mut server = Server::new(device, &args.wires, &args.socket, config)?;
+    let mut server = Server::new(device, &wires, &args.socket, config)?;
     // A line for whoever started this and waits; it may have stopped reading.
     let _ = writeln!(std::io::stdout(), "listening on {}", args.socket.display());
     let stats = server.run(stop.as_fd())?;

@@ -31,7 +31,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wire::PlugsInbox;
-pub use wire::{Cables, Plugs, ServerWire, WireError, WireKind, WireSpec};
+pub use wire::{Cables, NamedWire, Plugs, PortName, ServerWire, WireError, WireKind, WireSpec};
 
 /// Messages handled between two steps of the device.
 const MESSAGES: usize = 64;

@@ -1,6 +1,6 @@
 //! Wires of a device that serves another process: `pN=KIND:...` on the command line.
 
-use crate::Wire;
+use crate::{Profile, Wire};
 use flowlift_port::capture::Resolution;
 use flowlift_port::{
     CaptureReader, Frame, FrameSink, FrameSource, HostPort, HostSpec, PcapWriter, PortError,
@@ -27,6 +27,41 @@ pub struct WireSpec {
     pub port: u16,
     /// The other end.
     pub kind: WireKind,
+}
+
+/// A port by its name: `pN` is the NIC's port N, `vfN` that of its virtual function N, both counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortName {
+    /// See above.
+    Port(u16),
+    /// See above.
+    VirtualFunction(u16),
+}
+
+impl PortName {
+    /// The port's number from 0. Virtual functions' ports come after the physical ones.
+    pub fn number(self, profile: &Profile) -> u16 {
+        match self {
+            Self::Port(n) => n,
+            Self::VirtualFunction(n) => profile.physical_ports.saturating_add(n),
+        }
+    }
+}
+
+/// A wire as the command line names it: a [`WireSpec`] whose port is named by its kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedWire {
+    /// Port.
+    pub port: PortName,
+    /// The other end.
+    pub kind: WireKind,
+}
+
+impl NamedWire {
+    /// The wire of a NIC of this profile.
+    pub fn on(&self, profile: &Profile) -> WireSpec {
+        WireSpec { port: self.port.number(profile), kind: self.kind.clone() }
+    }
 }
 
 /// The other end of a wire.
@@ -58,7 +93,7 @@ pub enum WireError {
     /// The text is not of the form.
     #[error(
         "{0:?} is not a wire: pN=tap:NAME, pN=packet:NETDEV, pN=unix:LOCAL[,PEER], pN=pcap:IN[,OUT] or \
-         pN=memory:CABLE"
+         pN=memory:CABLE, with vfN for the port of virtual function N"
     )]
     Spec(String),
     /// The device has fewer ports.
@@ -102,9 +137,24 @@ impl FromStr for WireSpec {
     type Err = WireError;
 
     fn from_str(s: &str) -> Result<Self, WireError> {
+        match s.parse()? {
+            NamedWire { port: PortName::Port(port), kind } => Ok(Self { port, kind }),
+            NamedWire { .. } => Err(WireError::Spec(s.to_owned())),
+        }
+    }
+}
+
+impl FromStr for NamedWire {
+    type Err = WireError;
+
+    fn from_str(s: &str) -> Result<Self, WireError> {
         let wrong = || WireError::Spec(s.to_owned());
         let (port, kind) = s.split_once('=').ok_or_else(wrong)?;
-        let port = port.strip_prefix('p').and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+        let port = match (port.strip_prefix("vf"), port.strip_prefix('p')) {
+            (Some(n), _) => n.parse().map(PortName::VirtualFunction),
+            (None, n) => n.unwrap_or_default().parse().map(PortName::Port),
+        };
+        let port = port.map_err(|_| wrong())?;
         if let Some(cable) = kind.strip_prefix("memory:").filter(|cable| !cable.is_empty()) {
             return Ok(Self { port, kind: WireKind::Memory(cable.to_owned()) });
         }
@@ -429,6 +479,10 @@ mod tests {
         ] {
             assert_eq!(spec(text).unwrap(), (port, host(kind)));
         }
+        let named: NamedWire = "vf1=tap:t".parse().unwrap();
+        assert_eq!(named.on(&Profile::standard()), WireSpec { port: 3, kind: host("tap:t") });
+        assert_eq!("p1=tap:t".parse::<NamedWire>().unwrap().on(&Profile::tiny()).port, 1);
+        assert!("vf=tap:t".parse::<NamedWire>().is_err() && "vf65536=tap:t".parse::<NamedWire>().is_err());
         assert_eq!(spec("p3=memory:c").unwrap(), (3, WireKind::Memory("c".into())));
         assert_eq!(spec("p2=pcap:i").unwrap(), (2, WireKind::Pcap("i".into(), None)));
         assert_eq!(spec("p2=pcap:i,o").unwrap(), (2, WireKind::Pcap("i".into(), Some("o".into()))));

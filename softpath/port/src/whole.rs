@@ -19,7 +19,7 @@ pub(crate) struct Whole {
 
 impl Whole {
     /// Receives a burst of `port`, whose own queue this is, unless frames wait already.
-    pub(crate) fn fill(&mut self, port: &mut impl BurstSource) -> Result<(), PortError> {
+    fn fill(&mut self, port: &mut impl BurstSource) -> Result<(), PortError> {
         if !self.lens.is_empty() {
             return Ok(());
         }
@@ -42,8 +42,20 @@ impl Whole {
         Ok(())
     }
 
+    /// The next whole frame of `port`, whose own queue `of` gives.
+    pub(crate) fn receive<P: BurstSource>(
+        port: &mut P,
+        of: fn(&mut P) -> &mut Whole,
+    ) -> Result<Option<Frame<'_>>, PortError> {
+        let mut whole = std::mem::take(of(port));
+        let filled = whole.fill(port);
+        *of(port) = whole;
+        filled?;
+        Ok(of(port).next())
+    }
+
     /// The oldest frame that waits.
-    pub(crate) fn next(&mut self) -> Option<Frame<'_>> {
+    fn next(&mut self) -> Option<Frame<'_>> {
         let len = self.lens.pop_front()?;
         let from = self.next;
         self.next += len;

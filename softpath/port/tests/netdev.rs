@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
 mod large;
+mod namespace;
 
 use flowlift_port::link::{LinkChange, LinkWatcher, Links};
 use flowlift_port::{
@@ -9,27 +10,8 @@ use flowlift_port::{
     PortError, TapPort,
 };
 use large::{Shape, build};
-use std::process::Command;
+use namespace::{in_a_namespace, ip};
 use std::time::{Duration, Instant};
-
-/// Runs the ignored test `name` of this file inside new user and network namespaces.
-fn in_a_namespace(name: &str) {
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .output()
-        .expect("unshare (util-linux) is needed");
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{name}: {text}");
-    assert!(text.contains("1 passed"), "{name} did not run: {text}");
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip (iproute2) is needed");
-    assert!(status.success(), "ip {arguments}");
-}
 
 /// The next frame for which `wanted` holds: the kernel sends some of its own.
 fn next(port: &mut impl FrameSource, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
@@ -59,6 +41,39 @@ fn frames_cross_a_veth_pair_with_their_tags() {
 }
 
 #[test]
+fn an_internal_port_follows_its_device_into_another_namespace_until_it_is_deleted() {
+    in_a_namespace("moved");
+}
+
+#[test]
+#[ignore = "runs in a namespace: an_internal_port_follows_its_device_into_another_namespace_until_it_is_deleted"]
+fn moved() {
+    let port = InternalPort::open("t0", InternalConfig { persistent: true }).unwrap();
+    ip("link set t0 up");
+    let mut links = Links::new().unwrap();
+    for carrier in [false, true] {
+        port.set_carrier(carrier).unwrap();
+        assert_eq!(links.find("t0").unwrap().carrier, carrier);
+    }
+    let mut other = std::process::Command::new("unshare").args(["--net", "sleep", "60"]).spawn().unwrap();
+    let start = Instant::now();
+    // Until the process is in its namespace, the device is moved to where it is.
+    while links.find("t0").is_ok() && start.elapsed() < Duration::from_secs(5) {
+        ip(&format!("link set t0 netns {}", other.id()));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(links.find("t0").is_err(), "it is still here");
+    assert!(port.is_attached(), "moved is not deleted");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    // The namespace goes with its last process, and takes a while for it.
+    while port.is_attached() && start.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!port.is_attached(), "deleted with its namespace");
+}
+
+#[test]
 fn frames_cross_a_tap_device() {
     in_a_namespace("tap");
 }
@@ -67,8 +82,11 @@ fn frames_cross_a_tap_device() {
 #[ignore = "runs in a namespace: frames_cross_a_veth_pair_with_their_tags"]
 fn veth() {
     ip("link add v0 type veth peer name v1");
-    ip("link set v0 up");
-    ip("link set v1 up");
+    for device in ["v0", "v1"] {
+        // The kernel's own frames would come in between.
+        ip(&format!("link set {device} addrgenmode none"));
+        ip(&format!("link set {device} up"));
+    }
     let (mut a, mut b) = (PacketPort::open("v0").unwrap(), PacketPort::open("v1").unwrap());
     let tags: [&[u8]; 4] =
         [&[], &[0x81, 0, 0xa0, 10], &[0x88, 0xa8, 0x10, 20], &[0x88, 0xa8, 0x00, 20, 0x81, 0x00, 0xe0, 30]];

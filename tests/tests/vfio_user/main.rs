@@ -2,6 +2,8 @@
 
 mod death;
 mod hostile;
+#[path = "../../../softpath/port/tests/namespace/mod.rs"]
+mod namespace;
 mod process;
 mod replay;
 mod speed;

@@ -1,31 +1,13 @@
 //! Every kind of wire of a served NIC, with frames both ways. TAP and network devices are in namespaces of the test's own: no
 //! root, and the host is not touched.
 
+use crate::namespace::{in_a_namespace, ip};
 use crate::process::*;
 use flowlift_driver::nic::*;
 use flowlift_port::capture::Resolution;
 use flowlift_port::{CaptureReader, Frame, FrameSink, FrameSource, PacketPort, PcapWriter};
 use std::process::{Command, Output};
 use std::time::Instant;
-
-/// Runs the ignored test `name` inside new user and network namespaces.
-fn in_a_namespace(name: &str) {
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .output()
-        .expect("unshare (util-linux) is needed");
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{name}: {text}");
-    assert!(text.contains("1 passed"), "{name} did not run: {text}");
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip (iproute2) is needed");
-    assert!(status.success(), "ip {arguments}");
-}
 
 /// A frame of an experimental type, which no kernel sends by itself.
 fn frame(payload: u8) -> Vec<u8> {

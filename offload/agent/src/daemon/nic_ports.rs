@@ -38,7 +38,7 @@ impl NicPorts {
     /// A port that is not there or is named twice, or wires of a NIC that is not simulated.
     pub fn new(args: &DaemonArgs, ports: &[NicPort], plugs: Option<Plugs>) -> Result<Self> {
         let mut named = BTreeMap::new();
-        let wires = args.wire_specs().filter_map(|wire| Some((sim::device(wire)?.to_owned(), wire.port)));
+        let wires = args.wire_specs().filter_map(|wire| Some((sim::device(&wire)?.to_owned(), wire.port)));
         for (name, number) in wires.chain(args.ports.iter().map(|port| (port.name.clone(), port.number))) {
             let Some(port) = ports.get(usize::from(number)) else {
                 bail!("{name}=p{number}: the NIC has ports p0 to p{}", ports.len().saturating_sub(1));

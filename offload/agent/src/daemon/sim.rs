@@ -38,7 +38,7 @@ impl Simulation {
         let config = Config { seed: 0, faults: FaultPlan::default(), clock: Box::new(HostClock::default()) };
         let device = Fl1::new(open::profile(args.profile), config);
         let path = crate::control::run_dir().join(format!("sim-{}.sock", std::process::id()));
-        let wires: Vec<WireSpec> = args.wire_specs().cloned().collect();
+        let wires: Vec<WireSpec> = args.wire_specs().collect();
         let mut server = Server::new(device, &wires, &path, ServerConfig::default())
             .context("cannot start the simulated NIC")?;
         let plugs = server.plugs();

@@ -123,7 +123,7 @@ fn refusals_name_the_field_the_table_and_what_lifts_them() {
         (v4("ipv4(frag=no)"), "9", "action output (number 1) goes to port 9, which is not on the NIC; making port 9"),
         (v4("ipv4(frag=no)"), "2,userspace(pid=0)", "action userspace (number 2) is for software only"),
         (v4("ipv4(frag=no)"), "ct(commit),2", "action ct (number 1) is for software only"),
-        (v4("ipv4(proto=6,frag=no)"), "meter(1),2", "action meter"),
+        (v4("ipv4(proto=6,frag=no)"), "meter(1),2", "action meter (number 1) is not an action in table 1 (tcam, stage 0); a profile whose stage 0 has meter"),
         (v4("ipv4(frag=no)"), "recirc(0x7),2", "action recirc (number 1) is followed by other actions"),
         (v4("ipv4(frag=no)"), "set(skb_mark(0x1)),recirc(0x7)", "after a change of skb_mark, which would be lost"),
         (v4("ipv4(frag=no)"), "1,2,3,4,1,2,3,4,1", "9 actions are needed, 8 are the limit in table 1"),

@@ -215,11 +215,7 @@ impl BurstSource for InternalPort {
 
 impl FrameSource for InternalPort {
     fn receive(&mut self) -> Result<Option<Frame<'_>>, PortError> {
-        let mut whole = std::mem::take(&mut self.whole);
-        let filled = whole.fill(self);
-        self.whole = whole;
-        filled?;
-        Ok(self.whole.next())
+        Whole::receive(self, |port| &mut port.whole)
     }
 }
 

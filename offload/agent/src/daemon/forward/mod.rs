@@ -335,8 +335,8 @@ impl Forwarder {
     }
 
     /// What a port of the NIC counted.
-    pub fn nic_port_counters(&self, port: NicPort) -> Option<PortCounters> {
-        self.nic.as_ref()?.port_counters(port)
+    pub fn nic_port_counters(&mut self, port: NicPort) -> Option<PortCounters> {
+        Some(self.nic.as_mut()?.port_counters(port))
     }
 
     /// Offers a flow that is new or changed since `at_ns` to the NIC, if its datapath has a port of it.

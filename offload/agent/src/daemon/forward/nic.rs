@@ -67,12 +67,24 @@ struct Planned {
     used_ms: u64,
 }
 
+/// A port's counters over the device's lives: a reset takes its registers back to 0.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lives {
+    /// Of earlier lives, as last read in each.
+    earlier: PortCounters,
+    /// Of this life, as last read.
+    now: PortCounters,
+    /// How often tables had been lost then.
+    life: u64,
+}
+
 /// See the module's head.
 pub struct NicSide {
     nic: Box<dyn Nic>,
     planner: Planner,
     share: Share,
     representors: BTreeMap<NicPort, Representor>,
+    port_counters: BTreeMap<NicPort, Lives>,
     /// By the planner's number.
     planned: Vec<Option<Planned>>,
     /// The planner's numbers by the softpath's slots.
@@ -122,6 +134,7 @@ impl NicSide {
             nic,
             share,
             representors: BTreeMap::new(),
+            port_counters: BTreeMap::new(),
             planned: Vec::new(),
             by_slot: BTreeMap::new(),
             free: Vec::new(),
@@ -163,9 +176,18 @@ impl NicSide {
         all
     }
 
-    /// What a port counted, if it says.
-    pub fn port_counters(&self, port: NicPort) -> Option<PortCounters> {
-        self.nic.port_counters(port).ok()
+    /// What a port counted; what a device that was reset or is gone had counted when it was last asked stays.
+    pub fn port_counters(&mut self, port: NicPort) -> PortCounters {
+        let life = self.planner.stats().tables_lost;
+        let read = self.nic.port_counters(port);
+        let lives = self.port_counters.entry(port).or_default();
+        if lives.life != life {
+            *lives = Lives { earlier: lives.earlier.plus(lives.now), now: PortCounters::default(), life };
+        }
+        if let Ok(read) = read {
+            lives.now = read;
+        }
+        lives.earlier.plus(lives.now)
     }
 
     /// Lets a port take and send packets, or not.
@@ -451,5 +473,32 @@ impl NicSide {
             }
             NicState::Gone => tracing::warn!("the NIC is gone; its ports are dead"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Harness, NicSetup};
+    use crate::open;
+    use flowlift_sim::{FaultPlan, Profile};
+
+    #[test]
+    fn a_ports_counters_go_on_over_a_reset() {
+        let NicSetup { nic, mut harness, .. } =
+            open::open(Profile::tiny(), 1, FaultPlan::default(), &[], 1_000_000).unwrap();
+        let (mut side, mut lanes) = (NicSide::new(Box::new(nic)), Lanes::new());
+        let mut pass = |side: &mut NicSide| {
+            harness.inject(NicPort(2), &[0; 60]);
+            (0..10).for_each(|_| harness.step());
+            side.pump(&mut lanes, 0);
+            let counted = side.port_counters(NicPort(2));
+            (counted.rx_packets, counted.rx_bytes, counted.rx_slow)
+        };
+        assert_eq!(pass(&mut side), (1, 60, 1));
+        assert_eq!(pass(&mut side), (2, 120, 2));
+        side.nic.reset().unwrap();
+        assert_eq!(pass(&mut side), (3, 180, 3));
+        assert_eq!(side.port_counters(NicPort(1)).rx_packets, 0);
     }
 }
