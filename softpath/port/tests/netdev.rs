@@ -13,6 +13,27 @@ use large::{Shape, build};
 use namespace::{in_a_namespace, ip};
 use std::time::{Duration, Instant};
 
+/// Sets the two devices of a veth pair up, and waits until they send: the kernel begins with that a moment after it gave them a
+/// carrier, and drops what is sent before.
+fn up(pair: [&str; 2]) {
+    for device in pair {
+        // The kernel's own frames would come in between.
+        ip(&format!("link set {device} addrgenmode none"));
+        ip(&format!("link set {device} up"));
+    }
+    let start = Instant::now();
+    let is_up = |device: &str| {
+        let shown = std::process::Command::new("ip").args(["-o", "link", "show", device]).output().unwrap();
+        String::from_utf8_lossy(&shown.stdout).contains("state UP")
+    };
+    while !pair.into_iter().all(is_up) {
+        assert!(start.elapsed() < Duration::from_secs(30), "{pair:?} do not come up");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Answered only when the kernel is done with whatever it does to a link.
+    Links::new().unwrap().all().unwrap();
+}
+
 /// The next frame for which `wanted` holds: the kernel sends some of its own.
 fn next(port: &mut impl FrameSource, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let start = Instant::now();
@@ -82,11 +103,7 @@ fn frames_cross_a_tap_device() {
 #[ignore = "runs in a namespace: frames_cross_a_veth_pair_with_their_tags"]
 fn veth() {
     ip("link add v0 type veth peer name v1");
-    for device in ["v0", "v1"] {
-        // The kernel's own frames would come in between.
-        ip(&format!("link set {device} addrgenmode none"));
-        ip(&format!("link set {device} up"));
-    }
+    up(["v0", "v1"]);
     let (mut a, mut b) = (PacketPort::open("v0").unwrap(), PacketPort::open("v1").unwrap());
     let tags: [&[u8]; 4] =
         [&[], &[0x81, 0, 0xa0, 10], &[0x88, 0xa8, 0x10, 20], &[0x88, 0xa8, 0x00, 20, 0x81, 0x00, 0xe0, 30]];
@@ -107,7 +124,7 @@ fn veth() {
     assert!(matches!(a.send(Frame::new(&frame(&[], 1))), Err(PortError::Link(LinkState::Down))));
     assert!(matches!(a.receive(), Err(PortError::Link(LinkState::Down))), "told once");
     assert!(a.receive().unwrap().is_none());
-    ip("link set v0 up");
+    up(["v0", "v1"]);
     a.send(Frame::new(&frame(&[], 0x44))).unwrap();
     next(&mut b, |f| f.last() == Some(&0x44));
     b.send(Frame::new(&frame(&[], 0x45))).unwrap();
