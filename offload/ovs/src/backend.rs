@@ -217,6 +217,53 @@ pub enum VportKind {
     },
 }
 
+/// A tunnel device: Open vSwitch makes it by NETLINK_ROUTE before it adds it as a vport of type [`VportKind::Netdev`]. It belongs to
+/// the datapath, and the host's stack does not know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelDevice {
+    /// Name, as Open vSwitch chooses it: [`crate::server::TUNNEL_DEVICES`] begin such names.
+    pub name: String,
+    /// Protocol.
+    pub kind: TunnelKind,
+    /// Largest packet within the tunnel, as its maker asked for.
+    pub mtu: u32,
+}
+
+/// The protocol of a tunnel device, with what its socket needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TunnelKind {
+    /// VXLAN.
+    Vxlan {
+        /// UDP port.
+        dst_port: u16,
+        /// Group-based policy.
+        gbp: bool,
+    },
+    /// Geneve.
+    Geneve {
+        /// UDP port.
+        dst_port: u16,
+    },
+    /// Ethernet over GRE, over IPv4.
+    Gretap,
+    /// Ethernet over GRE, over IPv6.
+    Ip6gretap,
+    /// ERSPAN over IPv4.
+    Erspan,
+    /// ERSPAN over IPv6.
+    Ip6erspan,
+}
+
+impl TunnelKind {
+    /// Its UDP port, if it is over UDP.
+    pub fn udp_port(self) -> Option<u16> {
+        match self {
+            Self::Vxlan { dst_port, .. } | Self::Geneve { dst_port } => Some(dst_port),
+            Self::Gretap | Self::Ip6gretap | Self::Erspan | Self::Ip6erspan => None,
+        }
+    }
+}
+
 /// A vport to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewVport {
@@ -434,6 +481,16 @@ pub trait Backend {
     fn vport_named(&self, name: &str) -> Option<(DpIndex, PortNo)>;
     /// The vports of a datapath in ascending order, from `from` on. [`Refusal::NoDatapath`].
     fn vports(&self, dp: DpIndex, from: PortNo) -> Result<Vec<PortNo>, Refusal>;
+
+    /// Makes a tunnel device. [`Refusal::Exists`] if the name is taken; [`Refusal::System`] with what the system says, such as
+    /// `EADDRINUSE` for a UDP port that somebody has.
+    fn tunnel_device_new(&mut self, device: TunnelDevice) -> Result<(), Refusal>;
+    /// Gives a tunnel device another MTU. [`Refusal::NoNetdev`].
+    fn tunnel_device_set(&mut self, name: &str, mtu: u32) -> Result<(), Refusal>;
+    /// Takes a tunnel device away, and the vport that it is. [`Refusal::NoNetdev`].
+    fn tunnel_device_del(&mut self, name: &str) -> Result<(), Refusal>;
+    /// A tunnel device as it is.
+    fn tunnel_device(&self, name: &str) -> Option<TunnelDevice>;
 
     /// Installs a flow or gives new actions to one, and shows it as it is then.
     ///

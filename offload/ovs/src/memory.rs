@@ -22,6 +22,7 @@ pub struct Memory {
     /// The clock, in milliseconds.
     pub now_ms: u64,
     datapaths: BTreeMap<DpIndex, Table>,
+    tunnels: BTreeMap<String, TunnelDevice>,
     last_index: i32,
 }
 
@@ -67,6 +68,7 @@ impl Default for Memory {
             executed: Vec::new(),
             now_ms: 1,
             datapaths: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
             last_index: 0,
         }
     }
@@ -273,6 +275,34 @@ impl Backend for Memory {
 
     fn vports(&self, dp: DpIndex, from: PortNo) -> Result<Vec<PortNo>, Refusal> {
         Ok(self.table(dp)?.ports.range(from..).map(|(port, _)| *port).collect())
+    }
+
+    fn tunnel_device_new(&mut self, device: TunnelDevice) -> Result<(), Refusal> {
+        if self.netdevs.contains(&device.name) {
+            return Err(Refusal::Exists(device.name));
+        }
+        self.netdevs.push(device.name.clone());
+        self.tunnels.insert(device.name.clone(), device);
+        Ok(())
+    }
+
+    fn tunnel_device_set(&mut self, name: &str, mtu: u32) -> Result<(), Refusal> {
+        let device = self.tunnels.get_mut(name).ok_or_else(|| Refusal::NoNetdev(name.into()))?;
+        device.mtu = mtu;
+        Ok(())
+    }
+
+    fn tunnel_device_del(&mut self, name: &str) -> Result<(), Refusal> {
+        self.tunnels.remove(name).ok_or_else(|| Refusal::NoNetdev(name.into()))?;
+        self.netdevs.retain(|device| device != name);
+        for table in self.datapaths.values_mut() {
+            table.ports.retain(|_, port| port.name != name);
+        }
+        Ok(())
+    }
+
+    fn tunnel_device(&self, name: &str) -> Option<TunnelDevice> {
+        self.tunnels.get(name).cloned()
     }
 
     fn flow_put(

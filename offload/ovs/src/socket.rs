@@ -107,7 +107,7 @@ fn group_bit(group: u8) -> u32 {
     group.checked_sub(1).and_then(|n| 1u32.checked_shl(n.into())).unwrap_or_default()
 }
 
-/// A socket of NETLINK_GENERIC that is bound to a port ID of ours.
+/// A socket of NETLINK_GENERIC or NETLINK_ROUTE that is bound to a port ID of ours.
 #[derive(Debug)]
 pub struct Socket {
     sender: Sender,
@@ -115,10 +115,18 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Binds a port ID, usually [`marker::SERVER_PORT_ID`]; one that is taken is `EADDRINUSE`.
+    /// Binds a port ID of NETLINK_GENERIC, usually [`marker::SERVER_PORT_ID`]; one that is taken is `EADDRINUSE`.
     pub fn bind(port_id: u32) -> Result<Self, SocketError> {
+        Self::bind_to(SockProtocol::NetlinkGeneric, port_id)
+    }
+
+    /// As [`Self::bind`], of NETLINK_ROUTE.
+    pub fn bind_route(port_id: u32) -> Result<Self, SocketError> {
+        Self::bind_to(SockProtocol::NetlinkRoute, port_id)
+    }
+
+    fn bind_to(protocol: SockProtocol, port_id: u32) -> Result<Self, SocketError> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let protocol = SockProtocol::NetlinkGeneric;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)
             .map_err(SocketError::at("socket"))?;
         setsockopt(&fd, sockopt::PassCred, &true).map_err(SocketError::at("SO_PASSCRED"))?;
@@ -328,8 +336,8 @@ pub struct Endpoint {
     buffer: Vec<u8>,
 }
 
-/// When [`Endpoint::pump`] wants to be called again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// When [`Endpoint::pump`] wants to be called again; the soonest is the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Next {
     /// At once: there may be more.
     Now,

@@ -40,6 +40,34 @@ pub mod err_attr {
     pub const MISS_TYPE: u16 = 5;
 }
 
+/// `RTM_*LINK` of `linux/rtnetlink.h`, and of `linux/if_link.h` and `linux/if_tunnel.h` what tunnel devices have.
+pub mod link {
+    /// Bytes of `struct ifinfomsg`: family, padding, device type (2), index (4), flags (4), changed flags (4).
+    pub const IFINFOMSG_LEN: usize = 16;
+    pub const NEWLINK: u16 = 16;
+    pub const DELLINK: u16 = 17;
+    pub const GETLINK: u16 = 18;
+    pub const SETLINK: u16 = 19;
+
+    pub const IFNAME: u16 = 3;
+    pub const MTU: u16 = 4;
+    pub const LINKINFO: u16 = 18;
+    pub const INFO_KIND: u16 = 1;
+    pub const INFO_DATA: u16 = 2;
+
+    pub const VXLAN_LEARNING: u16 = 7;
+    pub const VXLAN_PORT: u16 = 15;
+    pub const VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
+    pub const VXLAN_GBP: u16 = 23;
+    pub const VXLAN_COLLECT_METADATA: u16 = 25;
+
+    pub const GENEVE_PORT: u16 = 5;
+    pub const GENEVE_COLLECT_METADATA: u16 = 6;
+    pub const GENEVE_UDP_ZERO_CSUM6_RX: u16 = 10;
+
+    pub const GRE_COLLECT_METADATA: u16 = 18;
+}
+
 /// `CTRL_CMD_*` and `CTRL_ATTR_*`.
 pub mod ctrl {
     pub const CMD_NEWFAMILY: u8 = 1;

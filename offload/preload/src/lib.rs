@@ -1,9 +1,9 @@
 //! A library to preload (`LD_PRELOAD`) into ovs-vswitchd and its tools, which points them at flowlift in place of the
 //! kernel's datapath. `flowlift ovs-run` does the preloading.
 //!
-//! It concerns itself with sockets of NETLINK_GENERIC that are connected to the kernel, as Open vSwitch's are, and on these
-//! with messages of the OVS families: [`route`] sends those to the agent's port ID, and everything else to the kernel as
-//! ever. The socket stays a Netlink socket, so that polling, options, groups and names are the kernel's own. [`receive`]
+//! It concerns itself with sockets of NETLINK_GENERIC and NETLINK_ROUTE that are connected to the kernel, as Open vSwitch's are, and
+//! on these with messages of the OVS families and those about Open vSwitch's tunnel devices: [`route`] sends those to the agent's
+//! port ID, and everything else to the kernel as ever. The socket stays a Netlink socket, so that polling, options, groups and names are the kernel's own. [`receive`]
 //! makes reads wait for an answer that is on its way; [`flowlift_ovs::marker`] says why and how. Every other socket passes
 //! through untouched: one look at a bit.
 //!
@@ -45,8 +45,10 @@ pub unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> 
     let fd = unsafe { (real::get().socket)(domain, kind, protocol) };
     if fd >= 0 {
         sockets::forget(fd);
-        if domain == libc::AF_NETLINK && protocol == libc::NETLINK_GENERIC {
-            sockets::remember(fd);
+        if domain == libc::AF_NETLINK
+            && let Some(protocol) = message::Protocol::of(protocol)
+        {
+            sockets::remember(fd, protocol);
         }
     }
     fd

@@ -1,4 +1,4 @@
-//! Sending: messages of the OVS families go to the agent, each datagram with a marker behind it.
+//! Sending: messages of the OVS families and about tunnel devices go to the agent, each datagram with a marker behind it.
 
 use crate::message::{HEAD, Target, agent, header};
 use crate::sockets::Socket;
@@ -20,7 +20,7 @@ pub(crate) unsafe fn send(fd: c_int, socket: &Socket, message: &mut msghdr, flag
     let mut head = [0; HEAD];
     // SAFETY: the parts are readable, as this function's contract says.
     let len = unsafe { gather(parts, &mut head) };
-    match Target::of(&head[..len]) {
+    match Target::of(socket.protocol, &head[..len]) {
         // SAFETY: the C library's own function, with the caller's arguments.
         Target::Kernel => unsafe { (real::get().sendmsg)(fd, message, flags) },
         // SAFETY: the same contract.

@@ -1,7 +1,8 @@
-//! Which descriptors are sockets of NETLINK_GENERIC, and what is known of each.
+//! Which descriptors are sockets of NETLINK_GENERIC and NETLINK_ROUTE, and what is known of each.
 //!
 //! A bit per descriptor answers for all the others, without a lock.
 
+use crate::message::Protocol;
 use crate::{errno, fail, real};
 use flowlift_ovs::marker::{CLIENT_PORT_IDS, CLIENT_PORT_IDS_END};
 use libc::{c_int, c_uint, sockaddr_nl, socklen_t};
@@ -17,9 +18,11 @@ const TRIES: usize = 16;
 static KNOWN: [AtomicU64; DESCRIPTORS / 64] = [const { AtomicU64::new(0) }; DESCRIPTORS / 64];
 static SOCKETS: RwLock<BTreeMap<c_int, Arc<Socket>>> = RwLock::new(BTreeMap::new());
 
-/// A socket of NETLINK_GENERIC, which several descriptors may be.
-#[derive(Debug, Default)]
+/// A Netlink socket, which several descriptors may be.
+#[derive(Debug)]
 pub(crate) struct Socket {
+    /// What it speaks.
+    pub(crate) protocol: Protocol,
     /// The program connected it to the kernel.
     connected: AtomicBool,
     /// Cookie given out last.
@@ -56,8 +59,13 @@ fn insert(fd: c_int, socket: Arc<Socket>) {
 }
 
 /// Takes note of a new socket.
-pub(crate) fn remember(fd: c_int) {
-    insert(fd, Arc::default());
+pub(crate) fn remember(fd: c_int, protocol: Protocol) {
+    let number = || AtomicU64::new(0);
+    let connected = AtomicBool::new(false);
+    insert(
+        fd,
+        Arc::new(Socket { protocol, connected, sent: number(), awaited: number(), answered: number() }),
+    );
 }
 
 /// The descriptor is closed, or something else from now on.
@@ -89,7 +97,7 @@ pub(crate) fn duplicate(old: c_int, new: c_int) {
     }
 }
 
-/// The socket, if it is one of NETLINK_GENERIC.
+/// The socket, if it is one that concerns this library.
 #[inline]
 pub(crate) fn find(fd: c_int) -> Option<Arc<Socket>> {
     if !is_known(fd) {
@@ -98,7 +106,7 @@ pub(crate) fn find(fd: c_int) -> Option<Arc<Socket>> {
     SOCKETS.read().unwrap_or_else(PoisonError::into_inner).get(&fd).cloned()
 }
 
-/// The socket, if it is one of NETLINK_GENERIC that was connected to the kernel.
+/// The socket, if it is one that was connected to the kernel.
 #[inline]
 pub(crate) fn find_connected(fd: c_int) -> Option<Arc<Socket>> {
     find(fd).filter(|socket| socket.connected.load(Ordering::Acquire))

@@ -1,7 +1,8 @@
 //! Joins two ports like a cable, with all offloads: `cross eth0 eth1`, `cross eth0 tap:t0` (an internal port), `cross eth0
-//! vxlan:192.0.2.1:7` and `geneve:...` (a tunnel to that remote end, with that VNI).
+//! vxlan:192.0.2.1:7` and `geneve:...`, `gre:...`, `erspan:...` (a tunnel to that remote end, with that VNI, key or session).
 //! Prints what each port counted when its input ends.
 
+use flowlift_port::tunnel::IpVersion;
 use flowlift_port::{
     Burst, BurstSource, FrameSink, InternalConfig, InternalPort, LinkState, PacketPort, PortError, PortStats,
 };
@@ -27,6 +28,10 @@ impl FrameSink for ToTunnel {
     fn send(&mut self, frame: Frame<'_>) -> Result<(), PortError> {
         self.0.send(&self.1, frame)
     }
+
+    fn flush(&mut self) -> Result<(), PortError> {
+        self.0.flush()
+    }
 }
 
 impl BurstSource for Tunnel {
@@ -37,7 +42,7 @@ impl BurstSource for Tunnel {
     ) -> Result<usize, PortError> {
         let Self { port, info } = self;
         port.receive(burst, &mut |got, frame| {
-            if got.vni == info.vni && got.src == info.dst {
+            if got.id.unwrap_or(0) == info.id.unwrap_or(0) && got.src == info.dst {
                 each(frame);
             }
         })
@@ -45,22 +50,24 @@ impl BurstSource for Tunnel {
 }
 
 impl Tunnel {
-    fn open(kind: TunnelKind, udp_port: u16, end: &str) -> Result<Self, Box<dyn std::error::Error>> {
-        let (remote, vni) = end.rsplit_once(':').ok_or("a tunnel's remote end is ADDRESS:VNI")?;
-        let info =
-            TunnelInfo { dst: remote.parse()?, vni: vni.parse()?, checksum: true, ..TunnelInfo::default() };
-        Ok(Self { port: TunnelPort::open(kind, udp_port)?, info })
+    fn open(kind: TunnelKind, end: &str) -> Result<Self, Box<dyn std::error::Error>> {
+        let (remote, id) = end.rsplit_once(':').ok_or("a tunnel's remote end is ADDRESS:ID")?;
+        let (dst, id) = (remote.parse()?, Some(id.parse()?));
+        let info = TunnelInfo { dst, id, checksum: true, ..TunnelInfo::default() };
+        Ok(Self { port: TunnelPort::open(kind)?, info })
     }
 }
 
 impl Port {
     fn open(name: &str) -> Result<Self, Box<dyn std::error::Error>> {
+        let tunnel = |kind, end| Ok(Self::Tunnel(Box::new(Tunnel::open(kind, end)?)));
+        let version = |end: &str| if end.contains("::") { IpVersion::V6 } else { IpVersion::V4 };
         Ok(match name.split_once(':') {
             Some(("tap", name)) => Self::Internal(InternalPort::open(name, InternalConfig::default())?),
-            Some(("vxlan", end)) => {
-                Self::Tunnel(Box::new(Tunnel::open(TunnelKind::Vxlan { gbp: false }, 4789, end)?))
-            }
-            Some(("geneve", end)) => Self::Tunnel(Box::new(Tunnel::open(TunnelKind::Geneve, 6081, end)?)),
+            Some(("vxlan", end)) => return tunnel(TunnelKind::Vxlan { port: 4789, gbp: false }, end),
+            Some(("geneve", end)) => return tunnel(TunnelKind::Geneve { port: 6081 }, end),
+            Some(("gre", end)) => return tunnel(TunnelKind::Gre(version(end)), end),
+            Some(("erspan", end)) => return tunnel(TunnelKind::Erspan(version(end)), end),
             _ => Self::Packet(PacketPort::open(name)?),
         })
     }

@@ -36,14 +36,23 @@ pub(crate) fn set<T: Plain>(
 /// Lets nothing be received by the socket: for one that only sends.
 pub(crate) fn receive_nothing(socket: &OwnedFd) -> io::Result<()> {
     // BPF_RET | BPF_K with 0: keep no byte of any packet.
-    let mut filter = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }];
-    let program = libc::sock_fprog { len: 1, filter: filter.as_mut_ptr() };
-    // SAFETY: the program names one instruction, and its own size is told; the kernel copies both.
+    filter(socket, libc::SO_ATTACH_FILTER, &mut [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 }])
+}
+
+/// Gives the socket a program of classic BPF, by the option `name` of SOL_SOCKET.
+pub(crate) fn filter(
+    socket: &OwnedFd,
+    name: libc::c_int,
+    instructions: &mut [libc::sock_filter],
+) -> io::Result<()> {
+    let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
+    // SAFETY: the program names as many instructions as it says, and its own size is told; the kernel copies both.
     Errno::result(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
+            name,
             (&raw const program).cast(),
             size_of::<libc::sock_fprog>() as libc::socklen_t,
         )

@@ -114,7 +114,8 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     plane.restore(&folder);
     plane.unclaim_leftovers();
     let allowed = vec![nix::unistd::geteuid().as_raw()];
-    let serve = Serve::new(Endpoint::new(socket, Server::new(allowed)), plane, LinkWatcher::new()?);
+    let devices = Endpoint::new(Socket::bind_route(port_id)?, Server::of_devices(allowed.clone()));
+    let serve = Serve::new(Endpoint::new(socket, Server::new(allowed)), devices, plane, LinkWatcher::new()?);
     let serving = Builder::new().name("serve".into()).spawn(move || end("serve", serve.run(&serve_inbox)))?;
     let path = args.control.clone().unwrap_or_else(control::default_path);
     let daemon = Daemon::new(to_serve.clone(), to_forwarder.clone());

@@ -1,4 +1,4 @@
-//! The thread that answers Open vSwitch: the Netlink endpoint, the control plane, and the host's devices.
+//! The thread that answers Open vSwitch: the Netlink endpoints, the control plane, and the host's devices.
 
 use super::mailbox::Inbox;
 use super::plane::Plane;
@@ -16,15 +16,17 @@ const JOBS: usize = 64;
 /// See the module's head.
 pub struct Serve {
     endpoint: Endpoint,
+    /// Of NETLINK_ROUTE, for tunnel devices.
+    devices: Endpoint,
     plane: Plane,
     watcher: LinkWatcher,
     running: bool,
 }
 
 impl Serve {
-    /// Ready to serve.
-    pub fn new(endpoint: Endpoint, plane: Plane, watcher: LinkWatcher) -> Self {
-        Self { endpoint, plane, watcher, running: true }
+    /// Ready to serve; `devices` is the endpoint of NETLINK_ROUTE.
+    pub fn new(endpoint: Endpoint, devices: Endpoint, plane: Plane, watcher: LinkWatcher) -> Self {
+        Self { endpoint, devices, plane, watcher, running: true }
     }
 
     /// The control plane.
@@ -49,6 +51,7 @@ impl Serve {
     pub fn run(mut self, inbox: &Inbox<Self>) -> anyhow::Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&self.endpoint, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        epoll.add(&self.devices, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
         epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
         epoll.add(&self.watcher, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
         let mut events = [EpollEvent::empty(); 4];
@@ -59,7 +62,9 @@ impl Serve {
                 return Ok(());
             }
             self.follow_devices();
-            let next = self.endpoint.pump(&mut self.plane, Instant::now())?;
+            let now = Instant::now();
+            let next =
+                self.devices.pump(&mut self.plane, now)?.min(self.endpoint.pump(&mut self.plane, now)?);
             self.plane.end_turn();
             let timeout = match next {
                 Next::Now => EpollTimeout::ZERO,

@@ -1,4 +1,4 @@
-//! The server of the OVS families, as a state machine without sockets: datagrams in, datagrams out.
+//! The server of the OVS families, and of the tunnel devices that Open vSwitch makes by NETLINK_ROUTE, as a state machine without sockets: datagrams in, datagrams out.
 //!
 //! Error numbers, reply flags and the order of attributes are those of the kernel's datapath, so that clients cannot tell
 //! the two apart. Where the kernel passes over bytes that are no attributes, takes the last of two equal ones, or ignores a
@@ -12,6 +12,7 @@ mod ct_limit;
 mod datapath;
 mod dump;
 mod flow;
+mod link;
 mod message;
 mod meter;
 mod nlctrl;
@@ -22,6 +23,7 @@ use crate::backend::{Backend, DpIndex};
 use crate::marker;
 use crate::uapi::{self, FAMILIES, Group, Op, nlmsg};
 use dump::Dump;
+pub use link::{TUNNEL_DEVICES, is_tunnel_device};
 use message::{Failure, Header, Request, put_ack, split_message};
 use nix::errno::Errno;
 use std::collections::HashMap;
@@ -91,9 +93,20 @@ pub enum DumpState {
     Done,
 }
 
+/// What a server answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Protocol {
+    /// The OVS families of NETLINK_GENERIC.
+    #[default]
+    Generic,
+    /// Messages of NETLINK_ROUTE about tunnel devices.
+    Route,
+}
+
 /// The server. It knows its clients' dumps, and nothing of the datapaths: that is the [`Backend`]'s.
 #[derive(Debug, Default)]
 pub struct Server {
+    protocol: Protocol,
     /// User IDs that may ask, besides root.
     allowed: Vec<u32>,
     dumps: HashMap<u32, Dump>,
@@ -106,6 +119,11 @@ impl Server {
     /// A server for root and the users `allowed`.
     pub fn new(allowed: Vec<u32>) -> Self {
         Self { allowed, ..Self::default() }
+    }
+
+    /// A server of tunnel devices: of NETLINK_ROUTE, for root and the users `allowed`.
+    pub fn of_devices(allowed: Vec<u32>) -> Self {
+        Self { protocol: Protocol::Route, ..Self::new(allowed) }
     }
 
     /// What was seen so far.
@@ -238,6 +256,9 @@ impl Server {
         context: &mut Context<'_>,
         probe: &mut bool,
     ) -> Result<Outcome, Failure> {
+        if self.protocol == Protocol::Route {
+            return link::handle(peer.port_id, header, message, context).map(|()| Outcome::Done);
+        }
         let family = FAMILIES.iter().find(|family| family.id == header.kind);
         let family = family.ok_or_else(|| Failure::new(Errno::ENOENT, "there is no such family"))?;
         let mut request = Request::parse(header, message, peer.port_id, family)?;
@@ -305,7 +326,12 @@ impl Context<'_> {
 
     /// Answers the sender of `request` with what is in the buffer.
     fn reply(&mut self, request: &Request<'_>) {
-        (self.out)(Reply { to: To::Unicast(request.port), bytes: &self.buffer });
+        self.answer(request.port);
+    }
+
+    /// Sends what is in the buffer to a client.
+    fn answer(&mut self, port: u32) {
+        (self.out)(Reply { to: To::Unicast(port), bytes: &self.buffer });
     }
 
     /// Tells the family's group of what is in the buffer, and the sender of `request` if it asked for that.

@@ -3,6 +3,7 @@
 
 mod captured;
 mod datapaths;
+mod devices;
 mod dumps;
 mod flows;
 mod hostile;

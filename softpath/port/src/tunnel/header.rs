@@ -1,9 +1,21 @@
-//! The headers between UDP and the frame.
+//! The headers between UDP and the frame: VXLAN's and Geneve's.
 
-use super::{Gbp, Options, TunnelInfo, TunnelKind};
+use super::{Gbp, Options, TunnelInfo};
 
-/// Longest tunnel header: Geneve with all options.
+/// Longest header: Geneve with all options.
 pub const MAX_LEN: usize = 8 + super::OPTIONS_MAX;
+
+/// A protocol over UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UdpTunnel {
+    /// VXLAN.
+    Vxlan {
+        /// With group policy, or without.
+        gbp: bool,
+    },
+    /// Geneve.
+    Geneve,
+}
 /// Transparent Ethernet bridging, the protocol of frames in Geneve.
 const ETHERNET: [u8; 2] = [0x65, 0x58];
 /// VXLAN: the VNI is valid.
@@ -27,17 +39,26 @@ pub enum HeaderError {
     /// Another version of Geneve than 0.
     #[error("Geneve version {0}")]
     Version(u8),
-    /// Geneve with something else than a frame.
-    #[error("Geneve with protocol {0:#06x}, which is no Ethernet frame")]
+    /// Something else than a frame is within.
+    #[error("a tunnel packet with protocol {0:#06x}, which is no Ethernet frame")]
     Protocol(u16),
+    /// GRE with routing, or a version other than 0.
+    #[error("GRE flags {0:#06x}")]
+    Gre(u16),
+    /// GRE with a wrong checksum.
+    #[error("a wrong GRE checksum")]
+    Checksum,
+    /// ERSPAN of a version other than 1 and 2, or without a sequence number.
+    #[error("ERSPAN that is neither version 1 nor 2")]
+    Erspan,
 }
 
 /// Writes the header for `info` to the front of `out`; gives its length.
-pub fn encode(kind: TunnelKind, info: &TunnelInfo, out: &mut [u8; MAX_LEN]) -> usize {
-    let vni = info.vni.to_be_bytes();
+pub fn encode(kind: UdpTunnel, info: &TunnelInfo, out: &mut [u8; MAX_LEN]) -> usize {
+    let vni = info.id.unwrap_or(0).to_be_bytes();
     let options = info.options.bytes();
     match kind {
-        TunnelKind::Vxlan { gbp } => {
+        UdpTunnel::Vxlan { gbp } => {
             let policy = info.gbp.filter(|_| gbp);
             let [hi, lo] = policy.map_or(0, |p| p.id).to_be_bytes();
             let first = VXLAN_I | if policy.is_some() { VXLAN_G } else { 0 };
@@ -45,7 +66,7 @@ pub fn encode(kind: TunnelKind, info: &TunnelInfo, out: &mut [u8; MAX_LEN]) -> u
             out[..8].copy_from_slice(&[first, flags, hi, lo, vni[1], vni[2], vni[3], 0]);
             8
         }
-        TunnelKind::Geneve => {
+        UdpTunnel::Geneve => {
             let oam = if info.oam { GENEVE_OAM } else { 0 };
             let critical = if has_critical(options) { GENEVE_CRITICAL } else { 0 };
             let words = (options.len() / 4) as u8;
@@ -72,13 +93,13 @@ fn has_critical(mut options: &[u8]) -> bool {
 ///
 /// # Errors
 /// See [`HeaderError`].
-pub fn decode(kind: TunnelKind, packet: &[u8], info: &mut TunnelInfo) -> Result<usize, HeaderError> {
+pub fn decode(kind: UdpTunnel, packet: &[u8], info: &mut TunnelInfo) -> Result<usize, HeaderError> {
     let head: &[u8; 8] = packet.first_chunk().ok_or(HeaderError::CutOff)?;
     let vni = u32::from_be_bytes([0, head[4], head[5], head[6]]);
-    (info.vni, info.gbp, info.oam) = (vni, None, false);
-    info.options = Options::default();
+    (info.id, info.gbp, info.erspan, info.oam) = (Some(vni), None, None, false);
+    info.options.clear();
     match kind {
-        TunnelKind::Vxlan { gbp } => {
+        UdpTunnel::Vxlan { gbp } => {
             let id = u16::from_be_bytes([head[2], head[3]]);
             match head[0] {
                 VXLAN_I if head[1..4] == [0; 3] => {}
@@ -92,7 +113,7 @@ pub fn decode(kind: TunnelKind, packet: &[u8], info: &mut TunnelInfo) -> Result<
             }
             Ok(8)
         }
-        TunnelKind::Geneve => {
+        UdpTunnel::Geneve => {
             let version = head[0] >> 6;
             if version != 0 {
                 return Err(HeaderError::Version(version));
@@ -114,7 +135,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn encoded(kind: TunnelKind, info: &TunnelInfo) -> Vec<u8> {
+    fn encoded(kind: UdpTunnel, info: &TunnelInfo) -> Vec<u8> {
         let mut out = [0xee; MAX_LEN];
         let len = encode(kind, info, &mut out);
         out[..len].to_vec()
@@ -122,14 +143,14 @@ mod tests {
 
     #[test]
     fn headers_as_in_their_documents() {
-        let plain = TunnelInfo { vni: 0x12_3456, ..TunnelInfo::default() };
+        let plain = TunnelInfo { id: Some(0x12_3456), ..TunnelInfo::default() };
         // RFC 7348, section 5.
-        assert_eq!(encoded(TunnelKind::Vxlan { gbp: false }, &plain), [8, 0, 0, 0, 0x12, 0x34, 0x56, 0]);
+        assert_eq!(encoded(UdpTunnel::Vxlan { gbp: false }, &plain), [8, 0, 0, 0, 0x12, 0x34, 0x56, 0]);
         let policy = TunnelInfo { gbp: Some(Gbp { id: 0xabcd, flags: 0x48 }), ..plain.clone() };
         let bytes = [0x88, 0x48, 0xab, 0xcd, 0x12, 0x34, 0x56, 0];
-        assert_eq!(encoded(TunnelKind::Vxlan { gbp: true }, &policy), bytes);
+        assert_eq!(encoded(UdpTunnel::Vxlan { gbp: true }, &policy), bytes);
         assert_eq!(
-            decode(TunnelKind::Vxlan { gbp: false }, &bytes, &mut plain.clone()),
+            decode(UdpTunnel::Vxlan { gbp: false }, &bytes, &mut plain.clone()),
             Err(HeaderError::Vxlan)
         );
         // RFC 8926, section 3: an ordinary option and a critical one.
@@ -137,15 +158,15 @@ mod tests {
         let geneve = TunnelInfo { oam: true, options: Options::new(&options).unwrap(), ..plain };
         let mut bytes = vec![3, 0xc0, 0x65, 0x58, 0x12, 0x34, 0x56, 0];
         bytes.extend(options);
-        assert_eq!(encoded(TunnelKind::Geneve, &geneve), bytes);
-        assert_eq!(decode(TunnelKind::Geneve, &bytes[..19], &mut geneve.clone()), Err(HeaderError::CutOff));
+        assert_eq!(encoded(UdpTunnel::Geneve, &geneve), bytes);
+        assert_eq!(decode(UdpTunnel::Geneve, &bytes[..19], &mut geneve.clone()), Err(HeaderError::CutOff));
         bytes[0] |= 0x40;
-        assert_eq!(decode(TunnelKind::Geneve, &bytes, &mut geneve.clone()), Err(HeaderError::Version(1)));
+        assert_eq!(decode(UdpTunnel::Geneve, &bytes, &mut geneve.clone()), Err(HeaderError::Version(1)));
         assert!(Options::new(&[0; 5]).is_none() && Options::new(&[0; 256]).is_none());
     }
 
-    fn kinds() -> impl Strategy<Value = TunnelKind> {
-        prop_oneof![any::<bool>().prop_map(|gbp| TunnelKind::Vxlan { gbp }), Just(TunnelKind::Geneve)]
+    fn kinds() -> impl Strategy<Value = UdpTunnel> {
+        prop_oneof![any::<bool>().prop_map(|gbp| UdpTunnel::Vxlan { gbp }), Just(UdpTunnel::Geneve)]
     }
 
     proptest! {
@@ -157,10 +178,10 @@ mod tests {
             oam: bool,
             words in prop::collection::vec(any::<[u8; 4]>(), 0..63),
         ) {
-            let geneve = kind == TunnelKind::Geneve;
-            let with_policy = kind == TunnelKind::Vxlan { gbp: true };
+            let geneve = kind == UdpTunnel::Geneve;
+            let with_policy = kind == UdpTunnel::Vxlan { gbp: true };
             let info = TunnelInfo {
-                vni,
+                id: Some(vni),
                 gbp: gbp.filter(|_| with_policy).map(|(id, flags)| Gbp { id, flags: flags & GBP_FLAGS }),
                 oam: oam && geneve,
                 options: Options::new(if geneve { words.as_flattened() } else { &[] }).unwrap(),
@@ -168,7 +189,7 @@ mod tests {
             };
             let bytes = encoded(kind, &info);
             // What was there before does not matter.
-            let mut read = TunnelInfo { vni: 7, oam: !oam, gbp: Some(Gbp::default()), ..TunnelInfo::default() };
+            let mut read = TunnelInfo { id: None, oam: !oam, gbp: Some(Gbp::default()), ..TunnelInfo::default() };
             prop_assert_eq!(decode(kind, &bytes, &mut read), Ok(bytes.len()));
             prop_assert_eq!(read, info);
         }

@@ -1,32 +1,81 @@
-//! Tunnels whose outer packets the host's own stack routes: frames within VXLAN (RFC 7348) and Geneve (RFC 8926) over UDP, on IPv4
-//! and IPv6.
+//! Tunnels whose outer packets the host's own stack routes: frames within VXLAN (RFC 7348) and Geneve (RFC 8926) over UDP, and
+//! within GRE (RFC 2784, RFC 2890) and ERSPAN (draft-foschiano-erspan), on IPv4 and IPv6.
 //!
-//! A [`TunnelPort`] belongs to a UDP port, not to a remote end: what is outside a frame comes and goes beside it, as a
-//! [`TunnelInfo`]. [`header`] has the bytes of the tunnel headers, [`inner`] what must be known of the frames within.
+//! A [`TunnelPort`] belongs to a UDP port or to GRE as a whole, not to a remote end: what is outside a frame comes and goes beside
+//! it, as a [`TunnelInfo`]. [`header`] has the bytes of the tunnel headers over UDP, [`gre`] the others, [`inner`] what must be known
+//! of the frames within.
 
+pub mod gre;
 pub mod header;
 pub mod inner;
 mod port;
+mod sender;
 mod socket;
 
 use std::net::{IpAddr, Ipv4Addr};
 
 pub use header::HeaderError;
-pub use port::{TunnelPort, TunnelSender};
+pub use port::TunnelPort;
+pub use sender::TunnelSender;
 
 /// Largest number of bytes of Geneve options: 63 words.
 pub const OPTIONS_MAX: usize = 252;
 
-/// The protocol of a tunnel.
+/// The version of the outer IP packets, where a protocol has a port for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IpVersion {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// The protocol of a tunnel, and which of its packets belong to a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TunnelKind {
-    /// VXLAN, with the group policy extension or without: packets that have it are dropped without it, and the other way round.
+    /// VXLAN, with the group policy extension or without: packets that have it are dropped without it.
     Vxlan {
+        /// UDP port of this host, of IPv4 and IPv6.
+        port: u16,
         /// Group policy (draft-smith-vxlan-group-policy).
         gbp: bool,
     },
     /// Geneve.
-    Geneve,
+    Geneve {
+        /// UDP port of this host, of IPv4 and IPv6.
+        port: u16,
+    },
+    /// Ethernet frames in GRE.
+    Gre(IpVersion),
+    /// ERSPAN, both versions.
+    Erspan(IpVersion),
+}
+
+impl TunnelKind {
+    /// The UDP port; 0 for what is not over UDP.
+    pub fn udp_port(self) -> u16 {
+        match self {
+            Self::Vxlan { port, .. } | Self::Geneve { port } => port,
+            Self::Gre(_) | Self::Erspan(_) => 0,
+        }
+    }
+}
+
+/// What ERSPAN tells of a mirrored frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erspan {
+    /// Version 1 (type II).
+    V1 {
+        /// Index of the mirrored port and direction, 20 bits.
+        index: u32,
+    },
+    /// Version 2 (type III).
+    V2 {
+        /// The frame was leaving where it was mirrored.
+        egress: bool,
+        /// Hardware ID, 6 bits.
+        hwid: u8,
+    },
 }
 
 /// Group policy of a VXLAN packet.
@@ -53,14 +102,17 @@ pub struct TunnelInfo {
     pub src_port: u16,
     /// UDP destination port.
     pub dst_port: u16,
-    /// The outer packet may not be fragmented on its way. Not known of a received one.
+    /// The outer packet may not be fragmented on its way. Of a received one it is known over IPv4.
     pub dont_fragment: bool,
-    /// The outer packet has a UDP checksum; over IPv6 it has one in any case. Not known of a received one.
+    /// The outer packet has a checksum of UDP or GRE.
     pub checksum: bool,
-    /// Virtual network identifier, 24 bits.
-    pub vni: u32,
+    /// Virtual network identifier, 24 bits; key of GRE, 32 bits; session of ERSPAN, 10 bits. What does not fit is cut off. GRE can be
+    /// without; the others have 0 then.
+    pub id: Option<u32>,
     /// Group policy of VXLAN.
     pub gbp: Option<Gbp>,
+    /// ERSPAN; without it, frames are sent in version 1 with index 0.
+    pub erspan: Option<Erspan>,
     /// Geneve: a control packet.
     pub oam: bool,
     /// Geneve options as on the wire, whole words.
@@ -79,8 +131,9 @@ impl Default for TunnelInfo {
             dst_port: 0,
             dont_fragment: false,
             checksum: false,
-            vni: 0,
+            id: None,
             gbp: None,
+            erspan: None,
             oam: false,
             options: Options::default(),
         }
@@ -109,6 +162,11 @@ impl Options {
             .filter(|_| options.len().is_multiple_of(4))?
             .copy_from_slice(options);
         Some(kept)
+    }
+
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        self.len = 0;
     }
 
     /// Their bytes.

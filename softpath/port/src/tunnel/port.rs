@@ -1,56 +1,99 @@
-//! A UDP port that frames in tunnels come to and leave from.
+//! Where frames in tunnels come to.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU32;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::header::{self, MAX_LEN};
-use super::inner::{decapsulate_ecn, left_to_do, same_family, source_port};
-use super::socket::{Outer, Sender, receive, receiver, route_source};
-use super::{TunnelInfo, TunnelKind};
-use crate::burst::{BURST, Burst, MAX_RECEIVED};
-use crate::offload::{finish, segment::sum};
+use super::gre::{self, GreTunnel};
+use super::header::{self, HeaderError, UdpTunnel};
+use super::inner::{decapsulate_ecn, left_to_do};
+use super::socket::{Received, Receiver, Sender, gre_receiver, receive, udp_receivers};
+use super::{IpVersion, TunnelInfo, TunnelKind, TunnelSender};
+use crate::burst::{BURST, Burst, MAX_RECEIVED, SLOT, TAG};
 use crate::stats::{Shared, add};
 use crate::{Frame, MIN_FRAME, PortError, PortStats};
 
-const UDP_LEN: usize = 8;
-const UDP_PROTOCOL: u8 = 17;
 /// What fits into a tunnel over Ethernet's MTU: 1,500 bytes less outer IPv4, UDP, tunnel and Ethernet headers.
 const DEFAULT_MTU: usize = 1450;
+/// Sockets that a port has at most.
+const RECEIVERS: usize = 6;
 
-/// The packets of a tunnel protocol to a UDP port of this host.
+/// What stands between IP and a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Codec {
+    Udp(UdpTunnel),
+    Gre(GreTunnel),
+}
+
+impl Codec {
+    fn of(kind: TunnelKind) -> Self {
+        match kind {
+            TunnelKind::Vxlan { gbp, .. } => Self::Udp(UdpTunnel::Vxlan { gbp }),
+            TunnelKind::Geneve { .. } => Self::Udp(UdpTunnel::Geneve),
+            TunnelKind::Gre(_) => Self::Gre(GreTunnel::Ethernet),
+            TunnelKind::Erspan(_) => Self::Gre(GreTunnel::Erspan),
+        }
+    }
+}
+
+/// What the port and its senders share.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) codec: Codec,
+    /// UDP port.
+    pub(super) port: u16,
+    pub(super) sockets: Sender,
+    pub(super) stats: Shared,
+    /// ERSPAN: packets sent.
+    pub(super) sequence: AtomicU32,
+}
+
+/// The packets of a tunnel protocol to this host.
 #[derive(Debug)]
 pub struct TunnelPort {
-    kind: TunnelKind,
-    port: u16,
-    receivers: [OwnedFd; 2],
+    receivers: Vec<Receiver>,
     /// Readable when one of the receivers is.
     ready: Epoll,
     mtu: usize,
     info: TunnelInfo,
-    sender: Arc<Sender>,
-    stats: Arc<Shared>,
+    common: Arc<Common>,
 }
 
 impl TunnelPort {
-    /// Takes the UDP port `port`, of IPv4 and IPv6, in the network namespace of the calling thread. Needs CAP_NET_RAW.
+    /// Takes the packets of `kind`, in the network namespace of the calling thread. Needs CAP_NET_RAW. Packets in GRE reach the
+    /// kernel's GRE devices and other ports of the same kind as well.
     ///
     /// # Errors
-    /// No rights; `EADDRINUSE` if the port is taken, for instance by a tunnel device of the kernel's.
-    pub fn open(kind: TunnelKind, port: u16) -> Result<TunnelPort, PortError> {
-        let receivers = [receiver(port, false)?, receiver(port, true)?];
+    /// No rights; `EADDRINUSE` if the UDP port is taken, for instance by a tunnel device of the kernel's.
+    pub fn open(kind: TunnelKind) -> Result<TunnelPort, PortError> {
+        let (codec, port) = (Codec::of(kind), kind.udp_port());
+        let receivers = match (kind, codec) {
+            (TunnelKind::Gre(version) | TunnelKind::Erspan(version), Codec::Gre(gre)) => {
+                vec![gre_receiver(gre, version)?]
+            }
+            _ => {
+                let mut all = udp_receivers(port, IpVersion::V4)?;
+                all.extend(udp_receivers(port, IpVersion::V6)?);
+                all
+            }
+        };
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from)?;
-        for fd in &receivers {
-            ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(io::Error::from)?;
+        for (n, receiver) in receivers.iter().enumerate() {
+            ready.add(receiver, EpollEvent::new(EpollFlags::EPOLLIN, n as u64)).map_err(io::Error::from)?;
         }
-        let sender = Arc::new(Sender::new()?);
-        let (info, stats) = (TunnelInfo::default(), Arc::new(Shared::default()));
-        Ok(TunnelPort { kind, port, receivers, ready, mtu: DEFAULT_MTU, info, sender, stats })
+        let protocol = match codec {
+            Codec::Udp(_) => libc::IPPROTO_UDP,
+            Codec::Gre(_) => libc::IPPROTO_GRE,
+        };
+        let (stats, sequence) = (Shared::default(), AtomicU32::new(0));
+        let common = Arc::new(Common { codec, port, sockets: Sender::new(protocol)?, stats, sequence });
+        Ok(TunnelPort { receivers, ready, mtu: DEFAULT_MTU, info: TunnelInfo::default(), common })
     }
 
     /// Largest IP packet within the tunnel, in bytes: see [`left_to_do`](super::inner::left_to_do). 1,450 unless set.
@@ -60,22 +103,15 @@ impl TunnelPort {
 
     /// A sender, for any thread.
     pub fn sender(&self) -> TunnelSender {
-        TunnelSender {
-            kind: self.kind,
-            port: self.port,
-            sockets: Arc::clone(&self.sender),
-            stats: Arc::clone(&self.stats),
-            scratch: Vec::new(),
-            route: None,
-        }
+        TunnelSender::new(Arc::clone(&self.common))
     }
 
     /// What the port and all its senders counted, in frames without what is outside them.
     pub fn stats(&self) -> PortStats {
-        self.stats.load()
+        self.common.stats.load()
     }
 
-    /// Gives the frames that wait to `each`, with what was outside them, in order and at most [`BURST`] of each IP version. Returns how
+    /// Gives the frames that wait to `each`, with what was outside them, in order and at most [`BURST`] of each socket. Returns how
     /// many packets were taken: 0 when none waits. Never waits. Packets that are not of the tunnel's protocol are dropped and counted as
     /// malformed.
     ///
@@ -86,46 +122,32 @@ impl TunnelPort {
         burst: &mut Burst,
         each: &mut dyn FnMut(&TunnelInfo, Frame<'_>),
     ) -> Result<usize, PortError> {
-        let (mut taken, mut frames, mut bytes) = (0, 0, 0);
-        let Self { kind, port, receivers, mtu, info, stats, .. } = self;
-        for fd in receivers.iter() {
-            for _ in 0..BURST {
-                let buffer = burst.frame(0, MAX_RECEIVED, None);
-                let outer = match receive(fd.as_fd(), buffer) {
-                    Ok(outer) => outer,
-                    Err(Errno::EAGAIN | Errno::EINTR) => break,
-                    Err(error) => return Err(io::Error::from(error).into()),
-                };
-                taken += 1;
-                if outer.cut {
-                    add(&stats.rx_giants, 1);
-                    continue;
-                }
-                let packet = &mut buffer[..outer.len.min(MAX_RECEIVED)];
-                let Ok(header_len) = header::decode(*kind, packet, info) else {
-                    add(&stats.rx_malformed, 1);
-                    continue;
-                };
-                let frame = &mut packet[header_len..];
-                if frame.len() < MIN_FRAME {
-                    add(&stats.rx_runts, 1);
-                    continue;
-                }
-                if !decapsulate_ecn(outer.tos, frame) {
-                    add(&stats.rx_malformed, 1);
-                    continue;
-                }
-                (info.src, info.dst) = (outer.src, outer.dst);
-                (info.tos, info.ttl) = (outer.tos, outer.ttl);
-                (info.src_port, info.dst_port) = (outer.src_port, *port);
-                frames += 1;
-                bytes += frame.len() as u64;
-                let offload = left_to_do(frame, *mtu);
-                each(info, Frame { offload, ..Frame::new(frame) });
+        let mut events = [EpollEvent::empty(); RECEIVERS];
+        let count = match self.ready.wait(&mut events, EpollTimeout::ZERO) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(io::Error::from(error).into()),
+        };
+        let mut taken = 0;
+        for event in events.iter().take(count) {
+            let Self { receivers, mtu, info, common, .. } = self;
+            let Some(receiver) = usize::try_from(event.data()).ok().and_then(|n| receivers.get(n)) else {
+                continue;
+            };
+            let mut packets = [Received::default(); BURST];
+            let received = match receive(receiver.as_fd(), &mut burst.frames, &mut packets) {
+                Ok(received) => received,
+                Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                Err(error) => return Err(io::Error::from(error).into()),
+            };
+            taken += received;
+            let mut decap = Decap { receiver, mtu: *mtu, info, common, frames: 0, bytes: 0 };
+            for (slot, outer) in burst.frames.chunks_exact_mut(SLOT).zip(packets).take(received) {
+                decap.packet(&mut slot[TAG..], outer, each);
             }
+            add(&common.stats.rx_frames, decap.frames);
+            add(&common.stats.rx_bytes, decap.bytes);
         }
-        add(&stats.rx_frames, frames);
-        add(&stats.rx_bytes, bytes);
         Ok(taken)
     }
 }
@@ -136,114 +158,74 @@ impl AsFd for TunnelPort {
     }
 }
 
-/// Sends frames in tunnels of one kind, to any remote end.
-#[derive(Debug)]
-pub struct TunnelSender {
-    kind: TunnelKind,
-    port: u16,
-    sockets: Arc<Sender>,
-    stats: Arc<Shared>,
-    scratch: Vec<u8>,
-    /// Destination and source of the last route that was asked for, and when.
-    route: Option<(IpAddr, IpAddr, Instant)>,
+/// Takes frames out of packets of one socket.
+struct Decap<'a> {
+    receiver: &'a Receiver,
+    mtu: usize,
+    info: &'a mut TunnelInfo,
+    common: &'a Common,
+    frames: u64,
+    bytes: u64,
 }
 
-/// How long a route that was asked for is taken for true.
-const ROUTE_AGE: Duration = Duration::from_secs(1);
-
-impl TunnelSender {
-    /// The source address towards `dst`.
-    fn source_to(&mut self, dst: IpAddr) -> io::Result<IpAddr> {
-        let now = Instant::now();
-        match self.route {
-            Some((to, source, asked)) if to == dst && now - asked < ROUTE_AGE => Ok(source),
-            _ => {
-                let source = route_source(dst)?;
-                self.route = Some((dst, source, now));
-                Ok(source)
-            }
+impl Decap<'_> {
+    fn packet(
+        &mut self,
+        buffer: &mut [u8],
+        mut outer: Received,
+        each: &mut dyn FnMut(&TunnelInfo, Frame<'_>),
+    ) {
+        let stats = &self.common.stats;
+        if outer.cut {
+            add(&stats.rx_giants, 1);
+            return;
         }
-    }
-
-    /// Sends a frame in a tunnel, with `info` outside it; a large one in segments. A destination port of 0 is the tunnel port's own.
-    ///
-    /// # Errors
-    /// [`PortError::Full`]; [`PortError::TooLong`] for a packet that may not be fragmented and is longer than its way allows; no route,
-    /// and what else the system says. What is lost is counted.
-    pub fn send(&mut self, info: &TunnelInfo, frame: Frame<'_>) -> Result<(), PortError> {
-        let Some(offload) = frame.offload else { return self.send_whole(info, frame.data) };
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let mut result = Ok(());
-        let finished = finish(frame.data, &offload, &mut scratch, &mut |whole| {
-            if result.is_ok() {
-                result = self.send_whole(info, whole);
-            }
-        });
-        self.scratch = scratch;
-        if finished.is_err() {
-            add(&self.stats.tx_errors, 1);
-        }
-        finished?;
-        result
-    }
-
-    fn send_whole(&mut self, info: &TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
-        let result = self.try_send(info, frame);
-        match &result {
-            Ok(()) => {
-                add(&self.stats.tx_frames, 1);
-                add(&self.stats.tx_bytes, frame.len() as u64);
-            }
-            Err(PortError::Full) => add(&self.stats.tx_full, 1),
-            Err(PortError::TooLong { .. }) => add(&self.stats.tx_too_long, 1),
-            Err(_) => add(&self.stats.tx_errors, 1),
-        }
-        result
-    }
-
-    fn try_send(&mut self, info: &TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
-        let mut tunnel = [0; MAX_LEN];
-        let tunnel_len = header::encode(self.kind, info, &mut tunnel);
-        let tunnel = &tunnel[..tunnel_len];
-        let too_long = PortError::TooLong { len: frame.len() };
-        let Ok(udp_len) = u16::try_from(UDP_LEN + tunnel_len + frame.len()) else { return Err(too_long) };
-        let src_port = if info.src_port == 0 { source_port(frame) } else { info.src_port };
-        let dst_port = if info.dst_port == 0 { self.port } else { info.dst_port };
-        let mut udp = [0; UDP_LEN];
-        udp[..2].copy_from_slice(&src_port.to_be_bytes());
-        udp[2..4].copy_from_slice(&dst_port.to_be_bytes());
-        udp[4..6].copy_from_slice(&udp_len.to_be_bytes());
-        let mut outer = Outer {
-            src: info.src,
-            dst: info.dst,
-            tos: info.tos,
-            ttl: if info.ttl == 0 { 64 } else { info.ttl },
-            dont_fragment: info.dont_fragment,
+        let packet = buffer.get_mut(..outer.len.min(MAX_RECEIVED)).unwrap_or_default();
+        let Ok(start) = self.headers(packet, &mut outer) else {
+            add(&stats.rx_malformed, 1);
+            return;
         };
-        if !same_family(info.src, info.dst) {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+        let frame = packet.get_mut(start..).unwrap_or_default();
+        if frame.len() < MIN_FRAME {
+            add(&stats.rx_runts, 1);
+            return;
         }
-        // Over IPv6, the system fills it in.
-        if info.checksum && info.dst.is_ipv4() {
-            if outer.src.is_unspecified() {
-                outer.src = self.source_to(info.dst)?;
-            }
-            if let (IpAddr::V4(src), IpAddr::V4(dst)) = (outer.src, outer.dst) {
-                // All parts but the last are whole words.
-                let [hi, lo] = udp_len.to_be_bytes();
-                let pseudo = [&src.octets()[..], &dst.octets(), &[0, UDP_PROTOCOL, hi, lo]];
-                let sums =
-                    pseudo.into_iter().chain([&udp[..], tunnel, frame]).map(|part| u32::from(sum(part)));
-                let total: u32 = sums.sum();
-                let csum = !sum(&total.to_be_bytes());
-                udp[6..8].copy_from_slice(&if csum == 0 { 0xffff } else { csum }.to_be_bytes());
-            }
+        if !decapsulate_ecn(outer.tos, frame) {
+            add(&stats.rx_malformed, 1);
+            return;
         }
-        let parts = [IoSlice::new(&udp), IoSlice::new(tunnel), IoSlice::new(frame)];
-        self.sockets.send(outer, &parts).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => PortError::Full,
-            Some(Errno::EMSGSIZE) => too_long,
-            _ => error.into(),
-        })
+        let info = &mut *self.info;
+        (info.src, info.dst) = (outer.src, outer.dst);
+        (info.tos, info.ttl) = (outer.tos, outer.ttl);
+        (info.src_port, info.dst_port) = (outer.src_port, self.common.port);
+        self.frames += 1;
+        self.bytes += frame.len() as u64;
+        let offload = left_to_do(frame, self.mtu);
+        each(info, Frame { offload, ..Frame::new(frame) });
+    }
+
+    /// Reads the headers of a packet; gives where the frame begins.
+    fn headers(&mut self, packet: &[u8], outer: &mut Received) -> Result<usize, HeaderError> {
+        let info = &mut *self.info;
+        (info.checksum, info.dont_fragment) = (self.receiver.checksum, self.receiver.dont_fragment);
+        let mut start = 0;
+        if self.receiver.with_ip {
+            let ip: &[u8; 20] = packet.first_chunk().ok_or(HeaderError::CutOff)?;
+            start = usize::from(ip[0] & 0x0f) * 4;
+            (outer.tos, outer.ttl) = (ip[1], ip[8]);
+            info.dont_fragment = ip[6] & 0x40 != 0;
+            outer.dst = IpAddr::from([ip[16], ip[17], ip[18], ip[19]]);
+            outer.src_port = 0;
+        }
+        let rest = packet.get(start..).ok_or(HeaderError::CutOff)?;
+        let len = match self.common.codec {
+            Codec::Udp(udp) => header::decode(udp, rest, info)?,
+            Codec::Gre(gre) => {
+                // A raw socket of IPv6 tells the protocol where UDP tells the port.
+                outer.src_port = 0;
+                gre::decode(gre, rest, info)?
+            }
+        };
+        Ok(start + len)
     }
 }

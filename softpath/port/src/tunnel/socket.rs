@@ -1,17 +1,25 @@
-//! The sockets under a tunnel: UDP sockets to receive, and raw ones to send, which leave the UDP source port to us and everything of IP
-//! to the host: routes, neighbours, fragments. Raw sockets need CAP_NET_RAW.
+//! The sockets under a tunnel: UDP sockets and raw ones to receive, raw ones to send, which leave the UDP source port to us and everything
+//! of IP to the host: routes, neighbours, fragments. Raw sockets need CAP_NET_RAW.
+//!
+//! A UDP socket does not tell whether a packet had a checksum or might not be fragmented. So a port has several sockets that share it
+//! (SO_REUSEPORT), and a filter that looks at the packet's headers gives each packet to the socket that stands for what it had.
+#![allow(unsafe_code)] // Filters, and many packets in a call with what is outside of them.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
+use std::mem::{offset_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
-    SockaddrIn, SockaddrIn6, SockaddrStorage, bind, recvmsg, sendmsg, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket, sockopt,
 };
 
-use crate::sockopt::{receive_nothing, set};
+use super::IpVersion;
+use super::gre::{GreTunnel, protocols};
+use crate::burst::{BURST, MAX_RECEIVED, SLOT, TAG};
+use crate::sockopt::{filter, receive_nothing, set};
 
 const RECEIVE_BUFFER: usize = 8 << 20;
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
@@ -20,108 +28,435 @@ const MAY_FRAGMENT: libc::c_int = 0;
 const DONT_FRAGMENT: libc::c_int = 2;
 /// Where UDP's checksum is.
 const UDP_CHECKSUM: libc::c_int = 6;
+/// `UDP_NO_CHECK6_RX` of `<linux/udp.h>`: packets over IPv6 without a checksum are taken, as tunnels need it (RFC 6935).
+const UDP_NO_CHECK6_RX: libc::c_int = 102;
+/// `SO_ATTACH_REUSEPORT_CBPF`.
+const REUSEPORT_FILTER: libc::c_int = 51;
+/// `SKF_NET_OFF` of `<linux/filter.h>`: offsets from here on are from the IP header.
+const NET: u32 = 0xfff0_0000;
 
-/// A UDP socket for all packets to `port`, over IPv4 or IPv6, that tells what was outside of them.
-pub(super) fn receiver(port: u16, v6: bool) -> io::Result<OwnedFd> {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let fd = socket(family, SockType::Datagram, FLAGS, None)?;
-    if v6 {
-        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
-        setsockopt(&fd, sockopt::Ipv6RecvPacketInfo, &true)?;
-        setsockopt(&fd, sockopt::Ipv6RecvHopLimit, &true)?;
-        setsockopt(&fd, sockopt::Ipv6RecvTClass, &true)?;
-        bind(fd.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)))?;
-    } else {
-        setsockopt(&fd, sockopt::Ipv4PacketInfo, &true)?;
-        setsockopt(&fd, sockopt::Ipv4RecvTtl, &true)?;
-        setsockopt(&fd, sockopt::IpRecvTos, &true)?;
-        bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
+/// A socket that receives, and what its packets have in common.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    fd: OwnedFd,
+    /// Packets begin with their IPv4 header.
+    pub(super) with_ip: bool,
+    /// Outer UDP checksum.
+    pub(super) checksum: bool,
+    /// Outer DF.
+    pub(super) dont_fragment: bool,
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// One instruction of a filter (classic BPF).
+const fn op(code: u16, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt: 0, jf: 0, k }
+}
+
+/// Jumps over `jt` instructions if the accumulator is `k`, else over `jf`.
+const fn if_equal(k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code: 0x15, jt, jf, k }
+}
+
+/// Number of the socket for an IPv4 packet: 1 for a UDP checksum, 2 for DF.
+const CHOOSE_V4: [libc::sock_filter; 15] = [
+    op(0x30, NET), // A = version and header length
+    op(0x54, 0x0f),
+    op(0x64, 2),
+    op(0x07, 0),       // X = A
+    op(0x48, NET + 6), // A = UDP checksum
+    if_equal(0, 2, 0),
+    op(0x00, 1),       // A = 1
+    op(0x05, 1),       // over the next
+    op(0x00, 0),       // A = 0
+    op(0x02, 0),       // M[0] = A
+    op(0x28, NET + 6), // A = flags and fragment offset
+    op(0x54, 0x4000),
+    op(0x74, 13),
+    op(0x61, 0), // X = M[0]
+    op(0x4c, 0), // A |= X
+];
+/// The same for IPv6, where there is no DF; with extension headers a packet counts as one with a checksum.
+const CHOOSE_V6: [libc::sock_filter; 6] = [
+    op(0x30, NET + 6), // A = next header
+    if_equal(17, 0, 2),
+    op(0x28, NET + 46), // A = UDP checksum
+    if_equal(0, 1, 0),
+    op(0x06, 1), // return 1
+    op(0x06, 0),
+];
+
+/// The sockets for all UDP packets to `port` over IP of a version. Empty if the host has no IPv6.
+pub(super) fn udp_receivers(port: u16, version: IpVersion) -> io::Result<Vec<Receiver>> {
+    let count = match version {
+        IpVersion::V4 => 4,
+        IpVersion::V6 => 2,
+    };
+    let mut receivers: Vec<Receiver> = Vec::with_capacity(count);
+    for n in 0..count {
+        let family = family(version);
+        let fd = match socket(family, SockType::Datagram, FLAGS, None) {
+            Err(Errno::EAFNOSUPPORT) if version == IpVersion::V6 => return Ok(receivers),
+            fd => fd?,
+        };
+        tell_outside(&fd, version)?;
+        // The first one binds alone, so that a port that somebody else shares is refused.
+        if n > 0 {
+            setsockopt(&fd, sockopt::ReusePort, &true)?;
+        }
+        match version {
+            IpVersion::V4 => {
+                let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+                bind(fd.as_raw_fd(), &SockaddrIn::from(any))?;
+            }
+            IpVersion::V6 => {
+                setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+                set(&fd, libc::IPPROTO_UDP, UDP_NO_CHECK6_RX, &1)?;
+                let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+                match bind(fd.as_raw_fd(), &SockaddrIn6::from(any)) {
+                    // IPv6 is switched off.
+                    Err(Errno::EADDRNOTAVAIL) => return Ok(receivers),
+                    bound => bound?,
+                }
+            }
+        }
+        if n == 0 {
+            setsockopt(&fd, sockopt::ReusePort, &true)?;
+        }
+        let (checksum, dont_fragment) = (n & 1 != 0, n & 2 != 0);
+        receivers.push(Receiver { fd, with_ip: false, checksum, dont_fragment });
+    }
+    if let Some(last) = receivers.last() {
+        match version {
+            IpVersion::V4 => {
+                let mut program = CHOOSE_V4.to_vec();
+                program.push(op(0x16, 0)); // return A
+                filter(&last.fd, REUSEPORT_FILTER, &mut program)?;
+            }
+            IpVersion::V6 => filter(&last.fd, REUSEPORT_FILTER, &mut CHOOSE_V6.to_vec())?,
+        }
+    }
+    Ok(receivers)
+}
+
+/// The socket for all packets of a protocol in GRE over IP of a version. Others' packets do not wake it.
+pub(super) fn gre_receiver(kind: GreTunnel, version: IpVersion) -> io::Result<Receiver> {
+    let fd = raw(version, libc::IPPROTO_GRE)?;
+    // The protocol is 2 bytes into GRE, which begins behind the IPv4 header, or at once.
+    let mut program = match version {
+        IpVersion::V4 => vec![op(0xb1, 0), op(0x48, 2)],
+        IpVersion::V6 => vec![op(0x28, 2)],
+    };
+    let protocols = protocols(kind);
+    for (n, protocol) in protocols.iter().enumerate() {
+        // To the last instruction if it is this one; if it is the last and is not, to the one before.
+        let left = (protocols.len() - n) as u8;
+        program.push(if_equal((*protocol).into(), left, 0));
+    }
+    program.extend([op(0x06, 0), op(0x06, u32::MAX)]);
+    filter(&fd, libc::SO_ATTACH_FILTER, &mut program)?;
+    tell_outside(&fd, version)?;
+    let with_ip = version == IpVersion::V4;
+    Ok(Receiver { fd, with_ip, checksum: false, dont_fragment: false })
+}
+
+fn family(version: IpVersion) -> AddressFamily {
+    match version {
+        IpVersion::V4 => AddressFamily::Inet,
+        IpVersion::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// Has the system tell what is outside of packets, and keep many.
+fn tell_outside(fd: &OwnedFd, version: IpVersion) -> io::Result<()> {
+    match version {
+        IpVersion::V4 => {
+            setsockopt(fd, sockopt::Ipv4PacketInfo, &true)?;
+            setsockopt(fd, sockopt::Ipv4RecvTtl, &true)?;
+            setsockopt(fd, sockopt::IpRecvTos, &true)?;
+        }
+        IpVersion::V6 => {
+            setsockopt(fd, sockopt::Ipv6RecvPacketInfo, &true)?;
+            setsockopt(fd, sockopt::Ipv6RecvHopLimit, &true)?;
+            setsockopt(fd, sockopt::Ipv6RecvTClass, &true)?;
+        }
     }
     // Past the system's limit where we may.
-    if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-        setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+    if setsockopt(fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        setsockopt(fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
     }
-    Ok(fd)
+    Ok(())
 }
 
-/// A raw socket that sends UDP packets.
-fn raw(v6: bool, discover: libc::c_int) -> io::Result<OwnedFd> {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let fd = socket(family, SockType::Raw, FLAGS, SockProtocol::Udp)?;
-    receive_nothing(&fd)?;
-    if v6 {
-        set(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &discover)?;
-        set(&fd, libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM, &UDP_CHECKSUM)?;
-    } else {
-        set(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &discover)?;
-    }
-    Ok(fd)
+/// A raw socket of a protocol (`IPPROTO_*`).
+fn raw(version: IpVersion, protocol: libc::c_int) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: it takes integers and gives a new descriptor, or an error.
+    let fd = Errno::result(unsafe { libc::socket(family(version) as libc::c_int, kind, protocol) })?;
+    // SAFETY: the descriptor has just been made, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sends UDP packets, of which it makes the IP header.
+/// What a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    version: IpVersion,
+    dont_fragment: bool,
+    /// The system fills in UDP's checksum: over IPv6.
+    checksum: bool,
+}
+
+/// Sends packets, of which it makes the IP header.
 #[derive(Debug)]
 pub(super) struct Sender {
-    v4: [OwnedFd; 2],
-    v6: [OwnedFd; 2],
+    sockets: Vec<(Way, OwnedFd)>,
 }
 
 /// The IP header's fields that are chosen.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Outer {
     pub(super) src: IpAddr,
     pub(super) dst: IpAddr,
     pub(super) tos: u8,
     pub(super) ttl: u8,
     pub(super) dont_fragment: bool,
+    /// Over IPv6: with a UDP checksum, which the system fills in.
+    pub(super) checksum: bool,
 }
 
 impl Sender {
-    pub(super) fn new() -> io::Result<Self> {
-        let pair = |v6| Ok::<_, io::Error>([raw(v6, MAY_FRAGMENT)?, raw(v6, DONT_FRAGMENT)?]);
-        Ok(Self { v4: pair(false)?, v6: pair(true)? })
-    }
-
-    /// Sends `parts`, a UDP header and what follows it. Over IPv6 its checksum is filled in.
-    pub(super) fn send(&self, outer: Outer, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        let fragment = usize::from(outer.dont_fragment);
-        match outer.dst {
-            IpAddr::V4(dst) => {
-                let ttl = libc::c_int::from(outer.ttl);
-                let mut info = libc::in_pktinfo {
-                    ipi_ifindex: 0,
-                    ipi_spec_dst: libc::in_addr { s_addr: 0 },
-                    ipi_addr: libc::in_addr { s_addr: 0 },
-                };
-                if let IpAddr::V4(src) = outer.src {
-                    info.ipi_spec_dst.s_addr = u32::from_ne_bytes(src.octets());
+    /// Of UDP or GRE (`IPPROTO_*`). IPv6 is left out where the host has none.
+    pub(super) fn new(protocol: libc::c_int) -> io::Result<Self> {
+        let mut sockets = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            for dont_fragment in [false, true] {
+                for checksum in [false, true] {
+                    if checksum && (version == IpVersion::V4 || protocol != libc::IPPROTO_UDP) {
+                        continue;
+                    }
+                    let way = Way { version, dont_fragment, checksum };
+                    match Self::open(way, protocol) {
+                        Ok(fd) => sockets.push((way, fd)),
+                        Err(error)
+                            if version == IpVersion::V6
+                                && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
-                let control = [
-                    ControlMessage::Ipv4Ttl(&ttl),
-                    ControlMessage::Ipv4Tos(&outer.tos),
-                    ControlMessage::Ipv4PacketInfo(&info),
-                ];
-                let to = SockaddrIn::from(SocketAddrV4::new(dst, 0));
-                sendmsg(self.v4[fragment].as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to))?;
-            }
-            IpAddr::V6(dst) => {
-                let (limit, class) = (libc::c_int::from(outer.ttl), i32::from(outer.tos));
-                let src = if let IpAddr::V6(src) = outer.src { src } else { Ipv6Addr::UNSPECIFIED };
-                let info = libc::in6_pktinfo {
-                    ipi6_addr: libc::in6_addr { s6_addr: src.octets() },
-                    ipi6_ifindex: 0,
-                };
-                let control = [
-                    ControlMessage::Ipv6HopLimit(&limit),
-                    ControlMessage::Ipv6TClass(&class),
-                    ControlMessage::Ipv6PacketInfo(&info),
-                ];
-                let to = SockaddrIn6::from(SocketAddrV6::new(dst, 0, 0, 0));
-                sendmsg(self.v6[fragment].as_raw_fd(), parts, &control, MsgFlags::MSG_DONTWAIT, Some(&to))?;
             }
         }
-        Ok(())
+        Ok(Self { sockets })
+    }
+
+    fn open(way: Way, protocol: libc::c_int) -> io::Result<OwnedFd> {
+        let fd = raw(way.version, protocol)?;
+        receive_nothing(&fd)?;
+        let discover = if way.dont_fragment { DONT_FRAGMENT } else { MAY_FRAGMENT };
+        match way.version {
+            IpVersion::V4 => set(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &discover)?,
+            IpVersion::V6 => {
+                set(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &discover)?;
+                if way.checksum {
+                    set(&fd, libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM, &UDP_CHECKSUM)?;
+                }
+            }
+        }
+        Ok(fd)
+    }
+
+    /// Sends packets, each behind its IP header, which is the same for all; gives how many were taken, at least one. At most
+    /// [`BURST`] are tried.
+    ///
+    /// # Errors
+    /// What the first packet met.
+    pub(super) fn send<'a>(
+        &self,
+        outer: &Outer,
+        packets: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<usize, Errno> {
+        let version = if outer.dst.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        let found = self.sockets.iter().find(|(way, _)| {
+            let checksum = way.checksum == outer.checksum || version == IpVersion::V4;
+            way.version == version && way.dont_fragment == outer.dont_fragment && checksum
+        });
+        let (_, fd) = found.ok_or(Errno::EAFNOSUPPORT)?;
+        let mut address = Address::default();
+        let address_len = address.write(outer.dst);
+        let mut control = Control::default();
+        let control_len = control.write(outer);
+        // SAFETY: all zeros are valid `iovec`s and `mmsghdr`s: nothing named.
+        let mut parts: [libc::iovec; BURST] = unsafe { zeroed() };
+        // SAFETY: as above.
+        let mut messages: [libc::mmsghdr; BURST] = unsafe { zeroed() };
+        let mut count = 0;
+        for ((packet, part), message) in packets.zip(&mut parts).zip(&mut messages) {
+            *part = libc::iovec { iov_base: packet.as_ptr().cast_mut().cast(), iov_len: packet.len() };
+            let header = &mut message.msg_hdr;
+            header.msg_name = address.0.as_mut_ptr().cast();
+            header.msg_namelen = address_len as libc::socklen_t;
+            header.msg_iov = part;
+            header.msg_iovlen = 1;
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = control_len;
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(0);
+        }
+        // SAFETY: `count` messages name one part each, borrowed for 'a, and an address and control messages of the lengths told,
+        // all alive until the return; the kernel only reads them.
+        let sent = Errno::result(unsafe {
+            libc::sendmmsg(fd.as_raw_fd(), messages.as_mut_ptr(), count, libc::MSG_DONTWAIT as _)
+        })?;
+        Ok(usize::try_from(sent).unwrap_or(0))
     }
 }
+
+/// A socket address of IPv4 or IPv6, in aligned words.
+#[derive(Clone, Copy, Default)]
+struct Address([u64; 4]);
+
+impl Address {
+    /// Writes `to`, port 0; gives the length.
+    fn write(&mut self, to: IpAddr) -> usize {
+        let (words, len) = match to {
+            IpAddr::V4(v4) => {
+                let mut bytes = [0; 32];
+                bytes[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+                bytes[4..8].copy_from_slice(&v4.octets());
+                (bytes, size_of::<libc::sockaddr_in>())
+            }
+            IpAddr::V6(v6) => {
+                let mut bytes = [0; 32];
+                bytes[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+                bytes[8..24].copy_from_slice(&v6.octets());
+                (bytes, size_of::<libc::sockaddr_in6>())
+            }
+        };
+        for (word, bytes) in self.0.iter_mut().zip(words.as_chunks::<8>().0) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        len
+    }
+
+    /// Address and port of what the kernel wrote.
+    fn read(&self) -> Option<(IpAddr, u16)> {
+        let mut bytes = [0; 32];
+        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
+            *to = word.to_ne_bytes();
+        }
+        let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+        match i32::from(u16::from_ne_bytes([bytes[0], bytes[1]])) {
+            libc::AF_INET => {
+                let address: [u8; 4] = bytes[4..8].try_into().ok()?;
+                Some((Ipv4Addr::from(address).into(), port))
+            }
+            libc::AF_INET6 => {
+                let address: [u8; 16] = bytes[8..24].try_into().ok()?;
+                Some((Ipv6Addr::from(address).into(), port))
+            }
+            _ => None,
+        }
+    }
+}
+const _: () =
+    assert!(offset_of!(libc::sockaddr_in, sin_addr) == 4 && offset_of!(libc::sockaddr_in6, sin6_addr) == 8);
+
+/// Control messages, in words so that they are aligned: room for the largest of each kind, packet information (20 bytes) and two
+/// integers, with a header of 16 bytes each.
+#[derive(Clone, Copy, Default)]
+struct Control([u64; 16]);
+
+impl Control {
+    /// Writes what `outer` chooses; gives the length.
+    fn write(&mut self, outer: &Outer) -> usize {
+        let mut used = 0;
+        let mut put = |level: libc::c_int, kind: libc::c_int, payload: &[u8]| {
+            // `struct cmsghdr`: length, level, type.
+            let len = size_of::<libc::cmsghdr>() + payload.len();
+            let mut bytes = [0; 40];
+            bytes[..8].copy_from_slice(&(len as u64).to_ne_bytes());
+            bytes[8..12].copy_from_slice(&level.to_ne_bytes());
+            bytes[12..16].copy_from_slice(&kind.to_ne_bytes());
+            if let Some(room) = bytes.get_mut(16..16 + payload.len()) {
+                room.copy_from_slice(payload);
+            }
+            let words = len.div_ceil(8);
+            for (word, bytes) in self.0.iter_mut().skip(used).zip(bytes.as_chunks::<8>().0).take(words) {
+                *word = u64::from_ne_bytes(*bytes);
+            }
+            used += words;
+        };
+        let (ttl, tos) = (libc::c_int::from(outer.ttl), libc::c_int::from(outer.tos));
+        match outer.src {
+            _ if outer.dst.is_ipv4() => {
+                // `struct in_pktinfo`: interface, source, and the destination of received packets.
+                let mut info = [0; 12];
+                if let IpAddr::V4(src) = outer.src {
+                    info[4..8].copy_from_slice(&src.octets());
+                }
+                put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+                put(libc::IPPROTO_IP, libc::IP_TTL, &ttl.to_ne_bytes());
+                put(libc::IPPROTO_IP, libc::IP_TOS, &tos.to_ne_bytes());
+            }
+            src => {
+                // `struct in6_pktinfo`: source, interface.
+                let mut info = [0; 20];
+                if let IpAddr::V6(src) = src {
+                    info[..16].copy_from_slice(&src.octets());
+                }
+                put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+                put(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &ttl.to_ne_bytes());
+                put(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos.to_ne_bytes());
+            }
+        }
+        used * 8
+    }
+
+    /// Reads what the kernel wrote into the first `len` bytes.
+    fn read(&self, len: usize, received: &mut Received) {
+        let mut bytes = [0; 128];
+        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
+            *to = word.to_ne_bytes();
+        }
+        let mut rest = bytes.get(..len).unwrap_or_default();
+        while let Some((head, _)) = rest.split_first_chunk::<16>() {
+            let word = |at: usize| {
+                head.get(at..at + 4).and_then(<[u8]>::first_chunk).map(|w| i32::from_ne_bytes(*w))
+            };
+            let len = head.first_chunk().map_or(0, |len| u64::from_ne_bytes(*len) as usize);
+            let Some(payload) = rest.get(16..len) else { break };
+            let number = payload.first().copied().unwrap_or(0);
+            let number = payload.first_chunk().map_or(number, |n| i32::from_ne_bytes(*n) as u8);
+            match (word(8).unwrap_or(0), word(12).unwrap_or(0)) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    if let Some(dst) = payload.get(8..12).and_then(<[u8]>::first_chunk::<4>) {
+                        received.dst = Ipv4Addr::from(*dst).into();
+                    }
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    if let Some(dst) = payload.first_chunk::<16>() {
+                        received.dst = Ipv6Addr::from(*dst).into();
+                    }
+                }
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                    received.ttl = number;
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    received.tos = number;
+                }
+                _ => {}
+            }
+            rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
+        }
+    }
+}
+const _: () = assert!(size_of::<libc::cmsghdr>() == 16, "control messages are written for 64-bit systems");
 
 /// The address that the host's routes choose as source towards `dst`.
 pub(super) fn route_source(dst: IpAddr) -> io::Result<IpAddr> {
@@ -145,44 +480,64 @@ pub(super) struct Received {
     pub(super) ttl: u8,
 }
 
-/// Receives one packet, if one waits.
-pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> nix::Result<Received> {
-    let mut parts = [IoSliceMut::new(buffer)];
-    // Room for the largest of each kind: packet information, and two integers.
-    let mut control = nix::cmsg_space!(libc::in6_pktinfo, libc::c_int, libc::c_int);
-    let message =
-        recvmsg::<SockaddrStorage>(fd.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
-    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let mut received = Received {
-        len: message.bytes,
-        cut: message.flags.contains(MsgFlags::MSG_TRUNC),
-        src: any,
-        dst: any,
-        src_port: 0,
-        tos: 0,
-        ttl: 0,
-    };
-    if let Some(from) = message.address {
-        if let Some(v4) = from.as_sockaddr_in() {
-            (received.src, received.src_port) = (v4.ip().into(), v4.port());
-        } else if let Some(v6) = from.as_sockaddr_in6() {
-            (received.src, received.src_port) = (v6.ip().into(), v6.port());
-        }
+impl Default for Received {
+    fn default() -> Self {
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        Self { len: 0, cut: false, src: any, dst: any, src_port: 0, tos: 0, ttl: 0 }
     }
-    for control in message.cmsgs()? {
-        match control {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                received.dst = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into();
-            }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                received.dst = Ipv6Addr::from(info.ipi6_addr.s6_addr).into();
-            }
-            ControlMessageOwned::Ipv4Ttl(ttl) => received.ttl = ttl as u8,
-            ControlMessageOwned::Ipv6HopLimit(limit) => received.ttl = limit as u8,
-            ControlMessageOwned::Ipv4Tos(tos) => received.tos = tos,
-            ControlMessageOwned::Ipv6TClass(class) => received.tos = class as u8,
-            _ => {}
+}
+
+/// Receives up to [`BURST`] packets that wait into the slots of a burst, each [`TAG`] bytes into its slot; gives how many.
+pub(super) fn receive(
+    fd: BorrowedFd<'_>,
+    slots: &mut [u8],
+    out: &mut [Received; BURST],
+) -> nix::Result<usize> {
+    let mut addresses = [Address::default(); BURST];
+    let mut controls = [Control::default(); BURST];
+    // SAFETY: all zeros are valid `iovec`s and `mmsghdr`s: nothing named.
+    let mut parts: [libc::iovec; BURST] = unsafe { zeroed() };
+    // SAFETY: as above.
+    let mut messages: [libc::mmsghdr; BURST] = unsafe { zeroed() };
+    let mut count = 0;
+    for ((((slot, address), control), part), message) in
+        slots.chunks_exact_mut(SLOT).zip(&mut addresses).zip(&mut controls).zip(&mut parts).zip(&mut messages)
+    {
+        *part = libc::iovec { iov_base: slot[TAG..].as_mut_ptr().cast(), iov_len: MAX_RECEIVED };
+        let header = &mut message.msg_hdr;
+        header.msg_name = address.0.as_mut_ptr().cast();
+        header.msg_namelen = size_of::<Address>() as libc::socklen_t;
+        header.msg_iov = part;
+        header.msg_iovlen = 1;
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = size_of::<Control>();
+        count += 1;
+    }
+    // SAFETY: `count` messages name an address, a part and a control buffer each, all writable, distinct, of the lengths told (a slot
+    // is TAG + MAX_RECEIVED bytes), and alive until the return.
+    let received = Errno::result(unsafe {
+        libc::recvmmsg(
+            fd.as_raw_fd(),
+            messages.as_mut_ptr(),
+            count,
+            libc::MSG_DONTWAIT as _,
+            std::ptr::null_mut(),
+        )
+    })?;
+    let received = usize::try_from(received).unwrap_or(0);
+    for (((message, address), control), out) in
+        messages.iter().zip(&addresses).zip(&controls).zip(out.iter_mut()).take(received)
+    {
+        let header = &message.msg_hdr;
+        *out = Received {
+            len: message.msg_len as usize,
+            cut: header.msg_flags & libc::MSG_TRUNC != 0,
+            ..Received::default()
+        };
+        if let Some((src, port)) = address.read() {
+            (out.src, out.src_port) = (src, port);
         }
+        control.read(header.msg_controllen, out);
     }
     Ok(received)
 }

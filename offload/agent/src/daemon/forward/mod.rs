@@ -12,6 +12,7 @@ mod route;
 mod share;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 mod upcall;
 
 pub use nic::{InNic, NicSide, SlowCounters};
@@ -19,6 +20,7 @@ pub use offload::{OffloadClock, OffloadTimes};
 pub use port::DevicePort;
 pub use representor::Representor;
 pub use route::{Exits, Outlet, RouteCounters};
+pub use tunnel::{TunnelInlet, TunnelOutlet};
 pub use upcall::{Targets, Upcalls};
 
 use super::mailbox::Inbox;
@@ -216,7 +218,7 @@ impl Forwarder {
         let n = self.inlets.iter().position(Option::is_none).unwrap_or(self.inlets.len());
         self.epoll.add(source.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, n as u64))?;
         if let Some(lane) = self.lanes.get_mut(&dp) {
-            lane.outlets.set(port, Some(Outlet::Host(source.sender())));
+            lane.outlets.set(port, Some(source.outlet()));
         }
         let inlet = Some(Inlet { dp, port, source });
         match self.inlets.get_mut(n) {
@@ -391,13 +393,16 @@ impl Forwarder {
         let Some(lane) = lanes.get_mut(&dp) else { return 0 };
         let now_ms = now_ns() / 1_000_000;
         let metadata = Metadata { in_port: port.0, ..Metadata::default() };
-        let received = inlet.source.receive(burst, &mut |frame| {
+        let received = inlet.source.receive(burst, &mut |frame, tunnel| {
             if lane.batch.is_full() {
                 lane.process(dp, exits, now_ms);
             }
             if let Some(packet) = lane.batch.next_packet() {
                 packet.fill(frame.data, metadata);
                 packet.offload = frame.offload;
+                if let Some(tunnel) = tunnel {
+                    packet.set_tunnel(tunnel);
+                }
             }
         });
         lane.process(dp, exits, now_ms);

@@ -1,6 +1,9 @@
-//! Ports of the host: network devices and internal ports.
+//! Ports of the host: network devices, internal ports, tunnels.
 
-use flowlift_port::{Burst, BurstSource, Frame, FrameSink, InternalPort, PacketPort, PortError, PortStats};
+use super::route::Outlet;
+use super::tunnel::TunnelInlet;
+use flowlift_flow::Key;
+use flowlift_port::{Burst, BurstSource, Frame, InternalPort, PacketPort, PortError, PortStats};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// A port's receiving side.
@@ -10,14 +13,17 @@ pub enum DevicePort {
     Netdev(PacketPort),
     /// An internal port, by its TAP device.
     Internal(InternalPort),
+    /// A tunnel, by a socket.
+    Tunnel(TunnelInlet),
 }
 
 impl DevicePort {
-    /// A sender to the device.
-    pub fn sender(&self) -> Box<dyn FrameSink + Send> {
+    /// A way out by the port.
+    pub fn outlet(&self) -> Outlet {
         match self {
-            Self::Netdev(port) => Box::new(port.sender()),
-            Self::Internal(port) => Box::new(port.sender()),
+            Self::Netdev(port) => Outlet::Host(Box::new(port.sender())),
+            Self::Internal(port) => Outlet::Host(Box::new(port.sender())),
+            Self::Tunnel(port) => Outlet::Tunnel(port.outlet()),
         }
     }
 
@@ -26,6 +32,7 @@ impl DevicePort {
         match self {
             Self::Netdev(port) => port.stats(),
             Self::Internal(port) => port.stats(),
+            Self::Tunnel(port) => port.stats(),
         }
     }
 
@@ -34,6 +41,7 @@ impl DevicePort {
         match self {
             Self::Netdev(port) => port.device().is_ok_and(|device| device.is_some()),
             Self::Internal(port) => port.is_attached(),
+            Self::Tunnel(_) => true,
         }
     }
 
@@ -44,18 +52,19 @@ impl DevicePort {
         }
     }
 
-    /// Takes the frames that wait, see [`BurstSource`].
+    /// Takes the frames that wait, see [`BurstSource`], with the `tun_*` fields of those from a tunnel.
     ///
     /// # Errors
-    /// The device is down or gone.
+    /// The device is down or gone; what else the system says.
     pub fn receive(
         &mut self,
         burst: &mut Burst,
-        each: &mut dyn FnMut(Frame<'_>),
+        each: &mut dyn FnMut(Frame<'_>, Option<&Key>),
     ) -> Result<usize, PortError> {
         match self {
-            Self::Netdev(port) => port.receive_burst(burst, each),
-            Self::Internal(port) => port.receive_burst(burst, each),
+            Self::Netdev(port) => port.receive_burst(burst, &mut |frame| each(frame, None)),
+            Self::Internal(port) => port.receive_burst(burst, &mut |frame| each(frame, None)),
+            Self::Tunnel(port) => port.receive(burst, &mut |frame, tunnel| each(frame, Some(tunnel))),
         }
     }
 }
@@ -65,6 +74,7 @@ impl AsFd for DevicePort {
         match self {
             Self::Netdev(port) => port.as_fd(),
             Self::Internal(port) => port.as_fd(),
+            Self::Tunnel(port) => port.as_fd(),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Where packets go from the softpath: ports of the host, ports of the NIC, and up to the user.
 
+use super::tunnel::TunnelOutlet;
 use super::upcall::Upcalls;
 use flowlift_driver::nic::{NicPort, SlowTx};
-use flowlift_flow::PortNo;
+use flowlift_flow::{Key, PortNo};
 use flowlift_ovs::backend::DpIndex;
 use flowlift_port::{Frame, FrameSink, Offload};
 use flowlift_softpath::{Dropped, Sink, Upcall};
@@ -19,6 +20,8 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 pub enum Outlet {
     /// A device of the host.
     Host(Box<dyn FrameSink + Send>),
+    /// A tunnel.
+    Tunnel(TunnelOutlet),
     /// A port of the NIC.
     Nic(NicPort),
 }
@@ -44,9 +47,11 @@ impl Outlets {
     /// Sends what senders keep.
     pub(super) fn flush(&mut self) {
         for port in self.unflushed.drain(..) {
-            if let Some(Some(Outlet::Host(sender))) = self.by_port.get_mut(port.0 as usize) {
+            match self.by_port.get_mut(port.0 as usize) {
                 // The port has counted what it lost.
-                let _ = sender.flush();
+                Some(Some(Outlet::Host(sender))) => drop(sender.flush()),
+                Some(Some(Outlet::Tunnel(sender))) => sender.flush(),
+                _ => {}
             }
         }
     }
@@ -128,12 +133,16 @@ pub(super) struct Route<'a> {
 
 impl Route<'_> {
     /// Sends to a port of the host, or queues for one of the NIC, which takes whole packets only. False for the latter with
-    /// work left to do.
-    fn send(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>) -> bool {
+    /// work left to do. `tunnel` is what is outside the packet if the port is a tunnel.
+    fn send(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: Option<&Key>) -> bool {
         match self.outlets.by_port.get_mut(port.0 as usize) {
-            Some(Some(Outlet::Host(sender))) => {
-                // The port has counted what it did not take.
-                let _ = sender.send(Frame { offload, ..Frame::new(packet) });
+            Some(Some(outlet @ (Outlet::Host(_) | Outlet::Tunnel(_)))) => {
+                match outlet {
+                    // The port has counted what it did not take.
+                    Outlet::Host(sender) => drop(sender.send(Frame { offload, ..Frame::new(packet) })),
+                    Outlet::Tunnel(sender) => sender.send(packet, offload, tunnel),
+                    Outlet::Nic(_) => {}
+                }
                 if self.outlets.unflushed.last() != Some(&port) {
                     self.outlets.unflushed.push(port);
                 }
@@ -144,30 +153,50 @@ impl Route<'_> {
         }
         true
     }
+
+    /// The tunnel with which a packet would leave by a port, if that is a tunnel.
+    fn egress(&mut self, port: PortNo, packet: &[u8], tunnel: &Key) -> Option<Box<Key>> {
+        match self.outlets.by_port.get_mut(port.0 as usize) {
+            Some(Some(Outlet::Tunnel(outlet))) => outlet.egress(packet, tunnel),
+            _ => None,
+        }
+    }
 }
 
 impl Sink for Route<'_> {
     fn output(&mut self, port: PortNo, packet: &[u8]) {
-        self.send(port, packet, None);
+        self.send(port, packet, None, None);
     }
 
     fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
-        if !self.send(port, packet, Some(offload)) {
+        if !self.send(port, packet, Some(offload), None) {
             let mut each = |whole: &[u8]| {
-                self.send(port, whole, None);
+                self.send(port, whole, None, None);
             };
             if flowlift_port::offload::finish(packet, &offload, &mut Vec::new(), &mut each).is_err() {
-                self.send(port, packet, None);
+                self.send(port, packet, None, None);
             }
         }
     }
 
+    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
+        match (self.outlets.by_port.get(port.0 as usize), offload) {
+            (Some(Some(Outlet::Tunnel(_))), _) | (_, None) => {
+                self.send(port, packet, offload, Some(tunnel));
+            }
+            (_, Some(offload)) => self.output_unfinished(port, packet, offload),
+        }
+    }
+
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool {
-        let packet = match &upcall {
-            Upcall::Miss { packet, .. } => packet.bytes(),
-            Upcall::Action(action) => action.packet,
+        let (packet, egress) = match &upcall {
+            Upcall::Miss { packet, .. } => (packet.bytes(), None),
+            Upcall::Action(action) => {
+                let egress = action.userspace.tunnel_out_port.zip(action.egress_tunnel);
+                (action.packet, egress.and_then(|(port, tunnel)| self.egress(port, action.packet, tunnel)))
+            }
         };
-        self.exits.upcalls.push(self.dp, &upcall, packet)
+        self.exits.upcalls.push(self.dp, &upcall, packet, egress.as_deref())
     }
 
     fn dropped(&mut self, why: Dropped) {

@@ -90,8 +90,15 @@ impl Upcalls {
         self.queues.get(&(dp, port)).map_or((0, 0), |queue| (queue.sent, queue.lost))
     }
 
-    /// Queues an upcall with this packet. False if nobody wants it or its queue is full.
-    pub fn push(&mut self, dp: DpIndex, upcall: &softpath::Upcall<'_>, packet: &[u8]) -> bool {
+    /// Queues an upcall with this packet, and the tunnel with which it would leave if the action asks for that. False if nobody
+    /// wants it or its queue is full.
+    pub fn push(
+        &mut self,
+        dp: DpIndex,
+        upcall: &softpath::Upcall<'_>,
+        packet: &[u8],
+        egress_tunnel: Option<&Key>,
+    ) -> bool {
         let Some(targets) = self.targets.get(&dp) else { return false };
         let (key, taken_hash, original_len) = match upcall {
             softpath::Upcall::Miss { key, packet } => (*key, packet.flow_hash(), packet.len()),
@@ -106,7 +113,7 @@ impl Upcalls {
             softpath::Upcall::Miss { .. } => (dispatch.miss(cpu, hash(key)), Cause::Miss),
             softpath::Upcall::Action(action) => {
                 let userdata = action.userspace.userdata.as_deref();
-                let cause = Cause::Action { userdata, egress_tunnel: None, actions: action.actions };
+                let cause = Cause::Action { userdata, egress_tunnel, actions: action.actions };
                 (dispatch.action(cpu, action.userspace.pid), cause)
             }
         };

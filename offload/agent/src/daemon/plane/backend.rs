@@ -6,8 +6,8 @@ use crate::daemon::forward::GivenPacket;
 use flowlift_flow::{Action, Key, Metadata, PortNo, action};
 use flowlift_ovs::backend::{
     Backend, Capabilities, Datapath, DatapathChange, DpIndex, Execute, Features, FlowCursor, FlowId, FlowPut,
-    FlowView, MeterConfig, MeterStats, NewDatapath, NewVport, Refusal, Vport, VportChange, VportKind,
-    ZoneLimit,
+    FlowView, MeterConfig, MeterStats, NewDatapath, NewVport, Refusal, TunnelDevice, Vport, VportChange,
+    VportKind, ZoneLimit,
 };
 use flowlift_ovs::key::NO_PORT;
 use flowlift_ovs::upcall::HASH_L4;
@@ -70,6 +70,7 @@ impl Backend for Plane {
             place: Place::Host,
             not_nic: None,
             host_sees: None,
+            tunnel: None,
         };
         let dp = Dp {
             name,
@@ -158,6 +159,22 @@ impl Backend for Plane {
         Ok(self.dp(dp)?.ports.range(from..).map(|(number, _)| *number).collect())
     }
 
+    fn tunnel_device_new(&mut self, device: TunnelDevice) -> Result<(), Refusal> {
+        self.add_tunnel_device(device)
+    }
+
+    fn tunnel_device_set(&mut self, name: &str, mtu: u32) -> Result<(), Refusal> {
+        self.set_tunnel_device(name, mtu)
+    }
+
+    fn tunnel_device_del(&mut self, name: &str) -> Result<(), Refusal> {
+        self.remove_tunnel_device(name)
+    }
+
+    fn tunnel_device(&self, name: &str) -> Option<TunnelDevice> {
+        self.show_tunnel_device(name)
+    }
+
     fn flow_put(
         &mut self,
         dp: DpIndex,
@@ -219,6 +236,9 @@ impl Backend for Plane {
         let mut packet = Packet::with_room(execute.packet.len());
         packet.fill(execute.packet, metadata);
         packet.packet_type = PacketType(packet_type.get());
+        if execute.metadata.has_tunnel() {
+            packet.set_tunnel(&execute.metadata);
+        }
         let mut key = KeyBuf::new();
         extract_packet(&packet, &mut key);
         action::validate(&execute.actions, &Self::exact(key.key().clone()))?;

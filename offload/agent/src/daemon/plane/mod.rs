@@ -7,6 +7,7 @@ mod backend;
 mod device;
 mod flow;
 mod state;
+mod tunnel;
 mod vport;
 
 pub use flow::ShownFlow;
@@ -18,12 +19,15 @@ use super::nic_ports::NicPorts;
 use super::representor::Represented;
 use flowlift_driver::nic::NicPort;
 use flowlift_flow::PortNo;
-use flowlift_ovs::backend::{Datapath, DatapathStats, DpIndex, Features, MegaflowStats, Refusal, VportKind};
+use flowlift_ovs::backend::{
+    Datapath, DatapathStats, DpIndex, Features, MegaflowStats, Refusal, TunnelKind, VportKind,
+};
 use flowlift_port::link::Links;
 use flowlift_softpath as softpath;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use tunnel::Tunnel;
 
 /// Number of the port that a datapath is made with.
 const LOCAL: PortNo = PortNo(0);
@@ -53,6 +57,8 @@ struct Port {
     not_nic: Option<String>,
     /// Why the host's stack sees its packets as well, if it does.
     host_sees: Option<String>,
+    /// The protocol, if it is a tunnel: by its kind, or since its device is one.
+    tunnel: Option<TunnelKind>,
 }
 
 /// A datapath.
@@ -81,6 +87,8 @@ pub struct Plane {
     nic_ports: NicPorts,
     representors: Vec<Represented>,
     links: RefCell<Links>,
+    /// Tunnel devices, by name.
+    tunnels: BTreeMap<String, Tunnel>,
     /// Where the next daemon finds datapaths and ports; `None` before [`Self::restore`].
     state: Option<PathBuf>,
     /// Where it finds flows and meters.
@@ -125,15 +133,14 @@ pub struct PortInfo {
 impl Plane {
     /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC.
     pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links) -> Self {
-        let links = RefCell::new(links);
-        let (dps, representors) = (BTreeMap::new(), Vec::new());
         Self {
-            dps,
+            dps: BTreeMap::new(),
             forwarder,
             offered: Cell::new(false),
             nic_ports,
-            representors,
-            links,
+            representors: Vec::new(),
+            links: RefCell::new(links),
+            tunnels: BTreeMap::new(),
             state: None,
             journal: None,
         }

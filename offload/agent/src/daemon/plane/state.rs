@@ -6,11 +6,12 @@
 //!
 //! A datapath has its flows before it has its ports, so no packet of theirs misses.
 
-use super::{LOCAL, Plane};
+use super::{LOCAL, Plane, Port};
 use crate::daemon::journal::{self, Journal, SavedFlows};
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{
-    Backend, DatapathChange, DpIndex, Features, FlowCursor, NewDatapath, NewVport, Refusal, VportKind,
+    Backend, DatapathChange, DpIndex, Features, FlowCursor, NewDatapath, NewVport, Refusal, TunnelDevice,
+    TunnelKind, VportKind,
 };
 use flowlift_softpath::PutMode;
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,56 @@ use std::path::Path;
 struct SavedPort {
     number: u32,
     name: String,
-    internal: bool,
+    kind: SavedKind,
     upcall_pids: Vec<u32>,
+}
+
+/// What a port is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum SavedKind {
+    Netdev,
+    Internal,
+    /// A tunnel of its own.
+    Tunnel(SavedTunnel),
+    /// A tunnel by a device, with the device's MTU.
+    TunnelDevice(SavedTunnel, u32),
+}
+
+/// A tunnel's protocol and UDP port.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum SavedTunnel {
+    Vxlan { dst_port: u16, gbp: bool },
+    Geneve { dst_port: u16 },
+    Gretap,
+    Ip6gretap,
+    Erspan,
+    Ip6erspan,
+}
+
+impl From<TunnelKind> for SavedTunnel {
+    fn from(kind: TunnelKind) -> Self {
+        match kind {
+            TunnelKind::Vxlan { dst_port, gbp } => Self::Vxlan { dst_port, gbp },
+            TunnelKind::Geneve { dst_port } => Self::Geneve { dst_port },
+            TunnelKind::Gretap => Self::Gretap,
+            TunnelKind::Ip6gretap => Self::Ip6gretap,
+            TunnelKind::Erspan => Self::Erspan,
+            TunnelKind::Ip6erspan => Self::Ip6erspan,
+        }
+    }
+}
+
+impl From<SavedTunnel> for TunnelKind {
+    fn from(saved: SavedTunnel) -> Self {
+        match saved {
+            SavedTunnel::Vxlan { dst_port, gbp } => Self::Vxlan { dst_port, gbp },
+            SavedTunnel::Geneve { dst_port } => Self::Geneve { dst_port },
+            SavedTunnel::Gretap => Self::Gretap,
+            SavedTunnel::Ip6gretap => Self::Ip6gretap,
+            SavedTunnel::Erspan => Self::Erspan,
+            SavedTunnel::Ip6erspan => Self::Ip6erspan,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,7 +102,7 @@ impl Plane {
                     .map(|(number, port)| SavedPort {
                         number: number.0,
                         name: port.name.clone(),
-                        internal: port.kind == VportKind::Internal,
+                        kind: self.saved_kind(port),
                         upcall_pids: port.upcall_pids.clone(),
                     })
                     .collect();
@@ -71,6 +120,36 @@ impl Plane {
         if let Err(error) = write(path, &saved) {
             tracing::warn!(path = %path.display(), %error, "the datapaths could not be saved for the next daemon");
         }
+    }
+
+    fn saved_kind(&self, port: &Port) -> SavedKind {
+        match (port.kind, port.tunnel) {
+            (VportKind::Internal, _) => SavedKind::Internal,
+            (VportKind::Netdev, None) => SavedKind::Netdev,
+            (VportKind::Netdev, Some(tunnel)) => {
+                let mtu = self.show_tunnel_device(&port.name).map_or(0, |device| device.mtu);
+                SavedKind::TunnelDevice(tunnel.into(), mtu)
+            }
+            (_, Some(tunnel)) => SavedKind::Tunnel(tunnel.into()),
+            (VportKind::Gre | VportKind::Vxlan { .. } | VportKind::Geneve { .. }, None) => SavedKind::Netdev,
+        }
+    }
+
+    /// The kind of a port that was saved; a tunnel device is made for it.
+    fn restored_kind(&mut self, name: &str, saved: SavedKind) -> Result<VportKind, Refusal> {
+        Ok(match saved {
+            SavedKind::Netdev => VportKind::Netdev,
+            SavedKind::Internal => VportKind::Internal,
+            SavedKind::Tunnel(tunnel) => match tunnel.into() {
+                TunnelKind::Vxlan { dst_port, gbp } => VportKind::Vxlan { dst_port, gbp },
+                TunnelKind::Geneve { dst_port } => VportKind::Geneve { dst_port },
+                _ => VportKind::Gre,
+            },
+            SavedKind::TunnelDevice(tunnel, mtu) => {
+                self.add_tunnel_device(TunnelDevice { name: name.into(), kind: tunnel.into(), mtu })?;
+                VportKind::Netdev
+            }
+        })
     }
 
     /// Makes what the daemon before had, as far as its devices are still there. From now on, all is saved in this folder.
@@ -178,10 +257,11 @@ impl Plane {
         let mut ports = 0;
         for port in saved.ports {
             let name = port.name.clone();
-            let kind = if port.internal { VportKind::Internal } else { VportKind::Netdev };
-            let number = Some(PortNo(port.number));
-            let new = NewVport { name: port.name, kind, port: number, upcall_pids: port.upcall_pids };
-            match self.vport_new(index, new) {
+            let made = self.restored_kind(&name, port.kind).and_then(|kind| {
+                let (number, upcall_pids) = (Some(PortNo(port.number)), port.upcall_pids);
+                self.vport_new(index, NewVport { name: port.name, kind, port: number, upcall_pids })
+            });
+            match made {
                 Ok(_) => ports += 1,
                 Err(refusal) => tracing::warn!(name, %refusal, "a port could not be made again"),
             }

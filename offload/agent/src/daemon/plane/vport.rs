@@ -1,5 +1,6 @@
 //! Vports: devices opened, given to the forwarder and taken back.
 
+use super::tunnel::tunnel_name;
 use super::{Dp, MAX_PORT, Place, Plane, Port, PortInfo};
 use crate::daemon::forward::DevicePort;
 use flowlift_driver::nic::NicPort;
@@ -64,8 +65,14 @@ impl Plane {
             return Err(Refusal::Exists(name));
         }
         let number = dp.port_number(port)?;
+        let tunnel = self.tunnel_kind(&name, kind);
         let (mut not_nic, mut host_sees) = (None, None);
         let (place, ifindex) = match kind {
+            VportKind::Netdev if tunnel.is_some() => {
+                let port = self.take_tunnel(&name)?;
+                self.add_tunnel_port(index, number, port, &name)?;
+                (Place::Host, 0)
+            }
             VportKind::Netdev => {
                 let link = self.candidate(&name)?;
                 let place = match self.nic_ports.take(&name) {
@@ -87,13 +94,15 @@ impl Plane {
                 (Place::Host, ifindex)
             }
             VportKind::Gre | VportKind::Vxlan { .. } | VportKind::Geneve { .. } => {
-                return Err(Refusal::Unsupported("a tunnel port".into()));
+                let port = self.open_tunnel(&name, tunnel)?;
+                self.add_tunnel_port(index, number, port, &name)?;
+                (Place::Host, 0)
             }
         };
         if let Some(why) = &not_nic {
             tracing::warn!(device = name, why, "not a port of the NIC");
         }
-        let port = Port { name, kind, upcall_pids, ifindex, place, not_nic, host_sees };
+        let port = Port { name, kind, upcall_pids, ifindex, place, not_nic, host_sees, tunnel };
         self.dp_mut(index)?.ports.insert(number, port);
         self.tell_targets(index);
         Ok(number)
@@ -205,12 +214,10 @@ impl Plane {
                     datapath: dp.name.clone(),
                     port: number.0,
                     name: port.name.clone(),
-                    kind: match port.kind {
-                        VportKind::Netdev => "netdev",
-                        VportKind::Internal => "internal",
-                        VportKind::Gre => "gre",
-                        VportKind::Vxlan { .. } => "vxlan",
-                        VportKind::Geneve { .. } => "geneve",
+                    kind: match (port.tunnel, port.kind) {
+                        (Some(tunnel), _) => tunnel_name(tunnel),
+                        (None, VportKind::Internal) => "internal",
+                        (None, _) => "netdev",
                     },
                     nic_port: match port.place {
                         Place::Nic(nic) => Some(nic.0),

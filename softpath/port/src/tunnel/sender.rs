@@ -1,0 +1,262 @@
+//! Where frames in tunnels leave: with headers put ahead of them, many in a system call.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+
+use super::TunnelInfo;
+use super::gre::{self, GreTunnel, Moment};
+use super::header;
+use super::inner::{same_family, source_port};
+use super::port::{Codec, Common};
+use super::socket::{Outer, route_source};
+use crate::burst::BURST;
+use crate::offload::{finish, segment::sum};
+use crate::stats::add;
+use crate::{Frame, MAX_FRAME, PortError};
+
+const UDP_LEN: usize = 8;
+const UDP_PROTOCOL: u8 = 17;
+/// Largest payload of an IPv4 packet.
+const PAYLOAD_MAX: usize = 65_535 - 20;
+/// How long a route that was asked for is taken for true.
+const ROUTE_AGE: Duration = Duration::from_secs(1);
+
+/// Sends frames in tunnels of one kind, to any remote end: what [`send`](Self::send) took waits for [`flush`](Self::flush), or for more
+/// frames.
+#[derive(Debug)]
+pub struct TunnelSender {
+    common: Arc<Common>,
+    /// Bytes of the packets that wait, in order, which all have `outer` ahead of them; where each ends, and the frame's length in it.
+    bytes: Vec<u8>,
+    waiting: Vec<(usize, usize)>,
+    outer: Option<Outer>,
+    scratch: Vec<u8>,
+    /// Destination and source of the last route that was asked for, and when.
+    route: Option<(IpAddr, IpAddr, Instant)>,
+}
+
+impl TunnelSender {
+    pub(super) fn new(common: Arc<Common>) -> Self {
+        let (bytes, scratch, waiting) = (Vec::new(), Vec::new(), Vec::with_capacity(BURST));
+        Self { common, bytes, waiting, outer: None, scratch, route: None }
+    }
+
+    /// The source address towards `dst`.
+    fn source_to(&mut self, dst: IpAddr) -> io::Result<IpAddr> {
+        let now = Instant::now();
+        match self.route {
+            Some((to, source, asked)) if to == dst && now - asked < ROUTE_AGE => Ok(source),
+            _ => {
+                let source = route_source(dst)?;
+                self.route = Some((dst, source, now));
+                Ok(source)
+            }
+        }
+    }
+
+    /// Counts a frame that has nowhere to go.
+    pub fn refuse(&self) {
+        add(&self.common.stats.tx_errors, 1);
+    }
+
+    /// Fills in what `info` leaves to be chosen when `frame` is sent: source address, and ports where the protocol has some.
+    ///
+    /// # Errors
+    /// No route.
+    pub fn complete(&mut self, info: &mut TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
+        if info.src.is_unspecified() {
+            info.src = self.source_to(info.dst)?;
+        }
+        if matches!(self.common.codec, Codec::Udp(_)) {
+            if info.src_port == 0 {
+                info.src_port = source_port(frame);
+            }
+            if info.dst_port == 0 {
+                info.dst_port = self.common.port;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a frame in a tunnel, with `info` outside it; a large one in segments. A destination port of 0 is the tunnel port's own.
+    ///
+    /// # Errors
+    /// Of this frame or of those that waited; what is lost is counted. [`PortError::Full`]; [`PortError::TooLong`] for a packet that may
+    /// not be fragmented and is longer than its way allows; no route, and what else the system says.
+    pub fn send(&mut self, info: &TunnelInfo, frame: Frame<'_>) -> Result<(), PortError> {
+        let Some(offload) = frame.offload else { return self.take(info, frame.data) };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut result = Ok(());
+        let finished = finish(frame.data, &offload, &mut scratch, &mut |whole| {
+            let taken = self.take(info, whole);
+            if result.is_ok() {
+                result = taken;
+            }
+        });
+        self.scratch = scratch;
+        if finished.is_err() {
+            add(&self.common.stats.tx_errors, 1);
+        }
+        finished?;
+        result
+    }
+
+    /// Keeps a whole frame to be sent.
+    fn take(&mut self, info: &TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
+        if frame.len() > MAX_FRAME.min(PAYLOAD_MAX - UDP_LEN) {
+            add(&self.common.stats.tx_too_long, 1);
+            return Err(PortError::TooLong { len: frame.len() });
+        }
+        let outer = match self.outer_of(info) {
+            Ok(outer) => outer,
+            Err(error) => {
+                add(&self.common.stats.tx_errors, 1);
+                return Err(error.into());
+            }
+        };
+        let flushed = match self.outer.replace(outer) {
+            Some(before) if before != outer => self.submit(&before),
+            _ => Ok(()),
+        };
+        let start = self.bytes.len();
+        match self.common.codec {
+            Codec::Udp(udp) => {
+                let mut tunnel = [0; header::MAX_LEN];
+                let len = header::encode(udp, info, &mut tunnel);
+                self.put_udp(info, &outer, &tunnel[..len], frame);
+            }
+            Codec::Gre(kind) => {
+                let mut header = [0; gre::MAX_LEN];
+                let len = gre::encode(kind, info, self.moment(kind), frame, &mut header);
+                self.bytes.extend_from_slice(&header[..len]);
+            }
+        }
+        self.bytes.extend_from_slice(frame);
+        if self.bytes.len() - start > PAYLOAD_MAX {
+            self.bytes.truncate(start);
+            add(&self.common.stats.tx_too_long, 1);
+            return Err(PortError::TooLong { len: frame.len() });
+        }
+        self.waiting.push((self.bytes.len(), frame.len()));
+        if self.waiting.len() == BURST { flushed.and(self.flush()) } else { flushed }
+    }
+
+    /// What the IP header is to have.
+    fn outer_of(&mut self, info: &TunnelInfo) -> io::Result<Outer> {
+        if !same_family(info.src, info.dst) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let udp = matches!(self.common.codec, Codec::Udp(_));
+        // The checksum of UDP covers the addresses. Over IPv6 the system fills it in.
+        let needs_source = udp && info.checksum && info.dst.is_ipv4() && info.src.is_unspecified();
+        Ok(Outer {
+            src: if needs_source { self.source_to(info.dst)? } else { info.src },
+            dst: info.dst,
+            tos: info.tos,
+            ttl: if info.ttl == 0 { 64 } else { info.ttl },
+            dont_fragment: info.dont_fragment,
+            checksum: udp && info.checksum && info.dst.is_ipv6(),
+        })
+    }
+
+    /// Appends UDP's header and the tunnel's.
+    fn put_udp(&mut self, info: &TunnelInfo, outer: &Outer, tunnel: &[u8], frame: &[u8]) {
+        // A packet that is too long is not sent.
+        let udp_len = u16::try_from(UDP_LEN + tunnel.len() + frame.len()).unwrap_or(u16::MAX);
+        let src_port = if info.src_port == 0 { source_port(frame) } else { info.src_port };
+        let dst_port = if info.dst_port == 0 { self.common.port } else { info.dst_port };
+        let mut udp = [0; UDP_LEN];
+        udp[..2].copy_from_slice(&src_port.to_be_bytes());
+        udp[2..4].copy_from_slice(&dst_port.to_be_bytes());
+        udp[4..6].copy_from_slice(&udp_len.to_be_bytes());
+        if info.checksum
+            && let (IpAddr::V4(src), IpAddr::V4(dst)) = (outer.src, outer.dst)
+        {
+            // All parts but the last are whole words.
+            let [hi, lo] = udp_len.to_be_bytes();
+            let pseudo = [&src.octets()[..], &dst.octets(), &[0, UDP_PROTOCOL, hi, lo]];
+            let sums = pseudo.into_iter().chain([&udp[..], tunnel, frame]).map(|part| u32::from(sum(part)));
+            let total: u32 = sums.sum();
+            let csum = !sum(&total.to_be_bytes());
+            udp[6..8].copy_from_slice(&if csum == 0 { 0xffff } else { csum }.to_be_bytes());
+        }
+        self.bytes.extend_from_slice(&udp);
+        self.bytes.extend_from_slice(tunnel);
+    }
+
+    /// Number and time of the next packet.
+    fn moment(&self, kind: GreTunnel) -> Moment {
+        if kind == GreTunnel::Ethernet {
+            return Moment::default();
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        // 32 bits of it, which wrap after some days.
+        let timestamp = (now.as_micros() / 100) as u32;
+        Moment { sequence: self.common.sequence.fetch_add(1, Relaxed), timestamp }
+    }
+
+    /// Sends the frames that [`send`](Self::send) took and kept.
+    ///
+    /// # Errors
+    /// What became of the kept frames; they are no longer kept, and counted.
+    pub fn flush(&mut self) -> Result<(), PortError> {
+        match self.outer.take() {
+            Some(outer) => self.submit(&outer),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends what waits. A reason that concerns one frame alone does not keep the others back; the first one is the result.
+    fn submit(&mut self, outer: &Outer) -> Result<(), PortError> {
+        let Self { common, bytes, waiting, .. } = self;
+        let stats = &common.stats;
+        let (mut done, mut result) = (0, Ok(()));
+        while done < waiting.len() {
+            let start = done.checked_sub(1).and_then(|n| waiting.get(n)).map_or(0, |(end, _)| *end);
+            let rest = waiting.get(done..).unwrap_or_default();
+            let packets = rest.iter().scan(start, |from, (end, _)| {
+                let packet = bytes.get(*from..*end);
+                *from = *end;
+                packet
+            });
+            let (sent, error) = match common.sockets.send(outer, packets) {
+                Ok(sent) => (sent, None),
+                Err(Errno::EINTR) => continue,
+                Err(error) => (0, Some(error)),
+            };
+            add(&stats.tx_frames, sent as u64);
+            add(&stats.tx_bytes, rest.iter().take(sent).map(|(_, len)| *len as u64).sum());
+            done += sent;
+            let Some(error) = error else { continue };
+            let lost = match error {
+                Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => {
+                    add(&stats.tx_full, rest.len() as u64);
+                    done = waiting.len();
+                    PortError::Full
+                }
+                Errno::EMSGSIZE => {
+                    add(&stats.tx_too_long, 1);
+                    done += 1;
+                    PortError::TooLong { len: rest.first().map_or(0, |(_, len)| *len) }
+                }
+                error => {
+                    // The next one goes the same way.
+                    add(&stats.tx_errors, rest.len() as u64);
+                    done = waiting.len();
+                    io::Error::from(error).into()
+                }
+            };
+            if result.is_ok() {
+                result = Err(lost);
+            }
+        }
+        waiting.clear();
+        bytes.clear();
+        result
+    }
+}
