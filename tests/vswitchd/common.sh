@@ -5,6 +5,7 @@
 # shellcheck shell=bash
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 tree=$PWD target=${CARGO_TARGET_DIR:-$PWD/target}
+# With VSWITCHD_BUILT set, the programs are those that are there.
 [ -n "${VSWITCHD_BUILT:-}" ] || cargo build --release --quiet -p flowlift -p flowlift-preload
 flowlift=$target/release/flowlift
 SECONDS_IPERF=${VSWITCHD_SECONDS:-4}
