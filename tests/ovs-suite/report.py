@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """report.py FOLDER KNOWN MODE...: the results of tests/ovs-suite/run, by group, and what has to be explained.
+report.py --needs-kernel KNOWN: passes on the tests that KNOWN says need something of the kernel.
 
 Explained must be each test that fails with flowlift, and each that is skipped with flowlift and passes on Open vSwitch's
 user-space datapath. KNOWN does so: lines of four fields separated by tabs,
@@ -96,27 +97,35 @@ def explain(mode, tests, theirs, known, lacks):
     return causes, bad
 
 
+def needs_kernel(known_path, tests):
+    """Those of the tests, a number and a name each, that a kernel which lacks something cannot run."""
+    names = {k.name for k in read_known(known_path) if k.lacks != "-"}
+    return [line for line in tests if any(fnmatch.fnmatchcase(line.rstrip().partition(" ")[2], name) for name in names)]
+
+
 def main():
+    if sys.argv[1] == "--needs-kernel":
+        return sys.stdout.writelines(needs_kernel(pathlib.Path(sys.argv[2]), sys.stdin))
     folder, known_path, modes = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3:]
     results = {mode: read(folder, mode) for mode in modes}
     known = read_known(known_path)
-    lacks = (folder / "kernel-lacks").read_text().split()
     table(results)
-    print("kernel without", *(lacks or ["nothing that the suite needs"]))
 
     bad = 0
     for mode, tests in results.items():
         if mode == "userspace":
             continue
+        lacks = (folder / ("vm.lacks" if mode == "vm" else "host.lacks")).read_text().split()
+        print(f"\n{mode}: on a kernel without", ", ".join(lacks) or "nothing: it has all that the suite uses")
         causes, errors = explain(mode, tests, results.get("userspace", {}), known, lacks)
         bad += errors
         for cause, names in sorted(causes.items()):
-            print(f"\n{mode}: {cause}:")
+            print(f"{mode}: {cause}:")
             for name in names:
                 print(f"    {name}")
         with_nic = [test for test in tests.values() if test.table_packets]
         if mode == "nic":
-            print(f"\nnic: the NIC's tables finished {sum(t.table_packets for t in with_nic)} packets in {len(with_nic)} of"
+            print(f"nic: the NIC's tables finished {sum(t.table_packets for t in with_nic)} packets in {len(with_nic)} of"
                   f" {len(tests)} tests; {sum(t.slow_packets for t in tests.values())} went to its slow path")
             if not with_nic:
                 print("nic: no packet was handled by the NIC's tables")
