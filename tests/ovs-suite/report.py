@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """report.py FOLDER KNOWN MODE...: the results of tests/ovs-suite/run, by group, and what has to be explained.
+report.py --unexplained FOLDER KNOWN MODE: the numbers of the tests that fail without an explanation.
 report.py --needs-kernel KNOWN: passes on the tests that KNOWN says need something of the kernel.
 
 Explained must be each test that fails with flowlift, and each that is skipped with flowlift and passes on Open vSwitch's
@@ -19,7 +20,7 @@ import sys
 
 PASSED = {"ok"}
 SKIPPED = {"skipped", "expected failure"}
-Test = collections.namedtuple("Test", "group verdict detail table_packets slow_packets")
+Test = collections.namedtuple("Test", "number group verdict detail table_packets slow_packets again")
 Known = collections.namedtuple("Known", "modes name lacks cause")
 
 
@@ -37,10 +38,19 @@ def groups_of(script):
 def read(folder, mode):
     suite = "system-userspace-testsuite" if mode == "userspace" else "system-kmod-testsuite"
     groups, tests = groups_of(folder / "src" / "tests" / suite), {}
-    for line in (folder / f"{mode}.tsv").read_text().splitlines():
-        number, name, verdict, detail, table_packets, slow_packets = line.split("\t")
-        tests[name] = Test(groups.get(number, "other"), verdict, detail, int(table_packets), int(slow_packets))
+    for file in (f"{mode}.tsv", f"{mode}-again.tsv"):
+        lines = (folder / file).read_text().splitlines() if (folder / file).exists() else []
+        for line in lines:
+            number, name, verdict, detail, table_packets, slow_packets = line.split("\t")
+            group = groups.get(number, "other")
+            packets = int(table_packets), int(slow_packets)
+            tests[name] = Test(number, group, verdict, detail, *packets, name in tests)
     return tests
+
+
+def lacks_of(folder, mode):
+    """What the kernel lacks that the mode ran on."""
+    return (folder / ("vm.lacks" if mode == "vm" else "host.lacks")).read_text().split()
 
 
 def read_known(path):
@@ -74,27 +84,43 @@ def table(results):
         print(f"{group:<{width}}" + "".join(f"  {cell:>24}" for cell in cells))
 
 
+def explanation(mode, name, known, lacks):
+    """The line of KNOWN that explains that a test does not pass."""
+    for line in known:
+        if {mode, "*"} & set(line.modes) and fnmatch.fnmatchcase(name, line.name) and line.lacks in ("-", *lacks):
+            return line
+    return None
+
+
 def explain(mode, tests, theirs, known, lacks):
     """What has to be explained, by cause; and the number of errors."""
     causes, bad = collections.defaultdict(list), 0
     for name, test in sorted(tests.items()):
-        lines = [k for k in known if (mode in k.modes or "*" in k.modes) and fnmatch.fnmatchcase(name, k.name)
-                 and (k.lacks == "-" or k.lacks in lacks)]
+        line = explanation(mode, name, known, lacks)
         verdict = kind(test.verdict)
         they_pass = name in theirs and kind(theirs[name].verdict) == "passed"
         if verdict == "passed":
-            if any("*" not in k.name for k in lines):
+            if test.again:
+                print(f"{mode}: passed at its second try: {name}")
+            if line and "*" not in line.name:
                 print(f"{mode}: passes, take it out of known.txt: {name}")
                 bad += 1
         elif verdict == "failed" or they_pass:
-            where = f"{test.verdict} at {test.detail}" if test.detail else test.verdict
             also = ", passes on the user-space datapath" if they_pass else ""
-            if lines:
-                causes[lines[0].cause].append(f"{name}{also}")
+            if line:
+                causes[line.cause].append(f"{name}{also}")
             else:
+                where = f"{test.verdict} at {test.detail}" if test.detail else test.verdict
                 print(f"{mode}: not explained: [{test.group}] {name}: {where}{also}")
                 bad += 1
     return causes, bad
+
+
+def unexplained(folder, known_path, mode):
+    """Numbers of the tests that fail and have no explanation."""
+    known, lacks = read_known(known_path), lacks_of(folder, mode)
+    failed = [(n, t) for n, t in read(folder, mode).items() if kind(t.verdict) == "failed"]
+    return [test.number for name, test in failed if mode != "userspace" and not explanation(mode, name, known, lacks)]
 
 
 def needs_kernel(known_path, tests):
@@ -105,7 +131,11 @@ def needs_kernel(known_path, tests):
 
 def main():
     if sys.argv[1] == "--needs-kernel":
-        return sys.stdout.writelines(needs_kernel(pathlib.Path(sys.argv[2]), sys.stdin))
+        sys.stdout.writelines(needs_kernel(pathlib.Path(sys.argv[2]), sys.stdin))
+        return 0
+    if sys.argv[1] == "--unexplained":
+        print(*unexplained(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4]), sep="\n")
+        return 0
     folder, known_path, modes = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3:]
     results = {mode: read(folder, mode) for mode in modes}
     known = read_known(known_path)
@@ -115,7 +145,7 @@ def main():
     for mode, tests in results.items():
         if mode == "userspace":
             continue
-        lacks = (folder / ("vm.lacks" if mode == "vm" else "host.lacks")).read_text().split()
+        lacks = lacks_of(folder, mode)
         print(f"\n{mode}: on a kernel without", ", ".join(lacks) or "nothing: it has all that the suite uses")
         causes, errors = explain(mode, tests, results.get("userspace", {}), known, lacks)
         bad += errors
