@@ -72,7 +72,12 @@ impl Refusal {
         };
         let full = matches!(refusal.cause, planner::Cause::Limit(planner::Limit::Full));
         let errno = if full { NO_ROOM } else { UNSUPPORTED };
-        Self { culprit, errno, message: refusal.to_string() }
+        let mut message = refusal.to_string();
+        if let planner::Cause::Action { index, .. } = refusal.cause {
+            // The flow's count of its actions is not the rule's, which the culprit names.
+            message = message.replacen(&format!(" (number {})", u32::from(index) + 1), "", 1);
+        }
+        Self { culprit, errno, message }
     }
 }
 

@@ -46,6 +46,22 @@ fn a_source_port_that_is_left_open_is_the_flow_s_and_open_vswitch_s() {
     assert!(seen.len() > 50 && seen.iter().all(|p| (32_768..61_000).contains(p)), "{seen:?}");
 }
 
+/// What ovs-vswitchd 3.1.0 with DPDK sends for its VXLAN port to 192.0.2.9 with key 0x1234 (recorded by tests/dpdk/vswitch.py's `tunnel`,
+/// by `software.hex()`), but for the inner frame's end, 100 times `x`.
+const OVS: &str = "020000000909829ebde75a450800450000b2000040004011b630c0000201c0000209e0ca12b5009e00000800000000123400\
+    020000000002020000000001080045000080000000004011666b0a0000010a00000200050035006c0000";
+
+#[test]
+fn the_frame_is_open_vswitch_s_own_source_port_included() {
+    let digits = OVS.as_bytes().chunks(2).map(|c| std::str::from_utf8(c).unwrap());
+    let mut want: Vec<u8> = digits.map(|c| u8::from_str_radix(c, 16).unwrap()).collect();
+    want.extend([b'x'; 100]);
+    let text = "tnl_push(tnl_port(4),header(size=50,type=4,eth(dst=02:00:00:00:09:09,src=82:9e:bd:e7:5a:45,dl_type=0x0800),\
+        ipv4(src=192.0.2.1,dst=192.0.2.9,proto=17,tos=0,ttl=64,frag=0x4000),udp(src=0,dst=4789,csum=0x0),\
+        vxlan(flags=0x8000000,vni=0x1234)),out_port(9))";
+    assert_eq!(after(&want[50..], &parse_actions(text, &NoNames).unwrap()), want);
+}
+
 #[test]
 fn a_clone_keeps_the_outer_headers_for_itself_and_tags_go_outside() {
     let want = golden();
