@@ -2,8 +2,8 @@
 """Numbered UDP packets at a steady rate, and which of them arrive.
 
   pps.py send ADDRESS RATE SECONDS    sends, then tells how many
-  pps.py count ADDRESS SECONDS        receives on ADDRESS until SECONDS pass without a packet; prints
-                                      received, lost, reordered and the longest gap in milliseconds as JSON
+  pps.py count ADDRESS TOTAL SECONDS  receives on ADDRESS until SECONDS pass without a packet; prints, of TOTAL packets, how many
+                                      were received, lost, doubled and reordered, and the longest gap in milliseconds, as JSON
 """
 import json
 import socket
@@ -34,18 +34,20 @@ def send(address, rate, seconds):
     print(json.dumps({"sent": number}))
 
 
-def count(address, seconds):
+def count(address, total, seconds):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
     sock.bind((address, PORT))
     sock.settimeout(15)
-    received, reordered, highest, gap, last = 0, 0, -1, 0.0, None
+    seen = bytearray(total)
+    doubled, reordered, highest, gap, last = 0, 0, -1, 0.0, None
     try:
         while True:
             (number,) = struct.unpack("!Q", sock.recv(LENGTH)[:8])
             now = time.monotonic()
             sock.settimeout(seconds)
-            received += 1
+            doubled += seen[number]
+            seen[number] = 1
             if number < highest:
                 reordered += 1
             highest = max(highest, number)
@@ -54,11 +56,12 @@ def count(address, seconds):
             last = now
     except TimeoutError:
         pass
-    lost = highest + 1 - received
-    print(json.dumps({"received": received, "lost": lost, "reordered": reordered, "gap_ms": round(gap * 1000, 1)}))
+    received = sum(seen)
+    print(json.dumps({"received": received, "lost": total - received, "doubled": doubled, "reordered": reordered,
+                      "gap_ms": round(gap * 1000, 1)}))
 
 
 if sys.argv[1] == "send":
     send(sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))
 else:
-    count(sys.argv[2], float(sys.argv[3]))
+    count(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))

@@ -10,7 +10,7 @@ mod server;
 
 pub use client::Client;
 pub use decode::{DecodeError, Decoder, REQUEST_MAX, Request};
-pub use server::{Commands, Server};
+pub use server::{Commands, Server, answer};
 
 use std::path::PathBuf;
 

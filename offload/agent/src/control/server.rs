@@ -115,16 +115,21 @@ fn serve(mut stream: UnixStream, commands: &dyn Commands) -> Result<()> {
         };
         decoder.push(&bytes[..len]);
         while let Some(request) = decoder.next_request()? {
-            let answer = match answer(&request, commands) {
-                Ok(result) => json!({ "id": request.id, "result": result, "error": null }),
-                Err(error) => json!({ "id": request.id, "result": null, "error": error }),
-            };
-            stream.write_all(answer.to_string().as_bytes())?;
+            stream.write_all(&answer(&request, commands))?;
         }
     }
 }
 
-fn answer(request: &Request, commands: &dyn Commands) -> Result<String, String> {
+/// The bytes that answer a request.
+pub fn answer(request: &Request, commands: &dyn Commands) -> Vec<u8> {
+    let answer = match run(request, commands) {
+        Ok(result) => json!({ "id": request.id, "result": result, "error": null }),
+        Err(error) => json!({ "id": request.id, "result": null, "error": error }),
+    };
+    answer.to_string().into_bytes()
+}
+
+fn run(request: &Request, commands: &dyn Commands) -> Result<String, String> {
     let known = commands.list();
     match request.method.as_str() {
         "list-commands" => {

@@ -69,6 +69,9 @@ impl Log {
     /// Puts the file in the place of the one of the daemon before.
     pub(super) fn publish(&mut self) -> io::Result<()> {
         self.write()?;
+        if self.published {
+            return Ok(());
+        }
         fs::rename(self.path.with_extension("new"), &self.path)?;
         self.published = true;
         Ok(())
