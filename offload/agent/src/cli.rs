@@ -33,6 +33,9 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Be the datapath of ovs-vswitchd, in the place of the kernel's module (root).
     Daemon(DaemonArgs),
+    /// Keep devices of internal ports until the next daemon comes; daemons start it themselves.
+    #[command(hide = true)]
+    KeepDevices,
     /// Run a program of Open vSwitch so that it finds the daemon in the place of the kernel's datapath.
     OvsRun(OvsRunArgs),
     /// Show what a running daemon does: datapaths, NIC, counters.

@@ -7,9 +7,10 @@
 //!
 //! The sender of each datagram is the one that the kernel vouches for (`SCM_CREDENTIALS`).
 
-use crate::backend::Backend;
+use crate::backend::{Backend, DpIndex, Refusal};
 use crate::marker;
 use crate::server::{Counters, DumpState, Peer, Reply, Server, To};
+use flowlift_flow::PortNo;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind,
@@ -405,6 +406,20 @@ impl Endpoint {
         }
         let due = self.outbox.next_retry();
         Ok(due.map_or(Next::Readable, |due| Next::Within(due.saturating_duration_since(now))))
+    }
+
+    /// Removes a vport whose device is gone, and tells the group.
+    ///
+    /// # Errors
+    /// [`Backend::vport_del`]'s.
+    pub fn remove_vport(
+        &mut self,
+        backend: &mut dyn Backend,
+        dp: DpIndex,
+        port: PortNo,
+    ) -> Result<(), Refusal> {
+        let Self { server, outbox, .. } = self;
+        server.remove_vport(dp, port, backend, &mut |reply| outbox.send(reply))
     }
 
     /// Sends some of a client's dump; true if it would take more now.

@@ -173,6 +173,12 @@ fn internal() {
     let port = InternalPort::open("i0", persistent).unwrap();
     assert_eq!(links.find("i0").unwrap().index, index, "found again");
     assert!(InternalPort::open("i0", persistent).is_err(), "one program at a time");
+    // Another holder of the file, as of one in another process, is the device's as well.
+    let file = port.as_fd().try_clone_to_owned().unwrap();
+    drop(port);
+    assert!(InternalPort::open("i0", persistent).is_err(), "the file is open still");
+    assert!(InternalPort::adopt(file.try_clone().unwrap(), "i1", persistent).is_err(), "another device's");
+    let port = InternalPort::adopt(file, "i0", persistent).unwrap();
     let mut sender = port.sender();
     assert!(matches!(sender.send(Frame::new(&frame(&[], 1))), Err(PortError::Link(LinkState::Down))));
     links.set_mac(index, [2, 0, 0, 0, 0, 7]).unwrap();

@@ -39,6 +39,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
             None => explain::run(args),
         },
         Command::Daemon(args) => daemon::run(args),
+        Command::KeepDevices => crate::daemon::keeper::run().map(|()| Outcome::Good),
         Command::OvsRun(args) => daemon::ovs_run(args),
         Command::Status(args) => daemon::status(args),
         Command::Flows(args) => daemon::flows(args),

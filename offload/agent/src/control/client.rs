@@ -39,6 +39,9 @@ impl Client {
             };
             anyhow::Error::new(error).context(format!("{}: {what}", path.display()))
         })?;
+        if !super::is_trusted(&stream) {
+            bail!("{}: another user's program serves it", path.display());
+        }
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let answers = serde_json::Deserializer::from_reader(BufReader::new(stream.try_clone()?));

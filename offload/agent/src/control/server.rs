@@ -1,6 +1,7 @@
 //! The daemon's side of the control socket.
 
 use super::decode::{Decoder, Request};
+use super::is_trusted;
 use anyhow::{Context, Result, bail};
 use nix::sys::stat::{Mode, umask};
 use serde_json::json;
@@ -47,6 +48,11 @@ impl Server {
             let open = Arc::new(AtomicUsize::new(0));
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { continue };
+                // The socket's mode says the same; this holds whatever becomes of the file.
+                if !is_trusted(&stream) {
+                    tracing::warn!("a control connection of another user was refused");
+                    continue;
+                }
                 if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS {
                     open.fetch_sub(1, Ordering::Relaxed);
                     continue;
@@ -75,8 +81,8 @@ impl Drop for Server {
     }
 }
 
-/// Makes the socket, with its folder if that is not there.
-fn listen(path: &Path) -> Result<UnixListener> {
+/// Makes a socket that is its owner's alone, with its folder if that is not there.
+pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
     if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty() && !f.exists()) {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     }

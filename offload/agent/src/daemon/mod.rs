@@ -15,6 +15,7 @@
 pub mod commands;
 pub mod forward;
 pub mod journal;
+pub mod keeper;
 pub mod mailbox;
 mod nic_ports;
 pub mod plane;

@@ -3,7 +3,7 @@
 use super::mailbox::Inbox;
 use super::plane::Plane;
 use flowlift_flow::PortNo;
-use flowlift_ovs::backend::{Backend, DpIndex};
+use flowlift_ovs::backend::DpIndex;
 use flowlift_ovs::socket::{Endpoint, Next};
 use flowlift_port::link::{LinkChange, LinkWatcher};
 use nix::errno::Errno;
@@ -89,7 +89,7 @@ impl Serve {
     }
 
     fn delete_port(&mut self, dp: DpIndex, port: PortNo) {
-        match self.plane.vport_del(dp, port) {
+        match self.endpoint.remove_vport(&mut self.plane, dp, port) {
             Ok(()) => tracing::info!(port = port.0, "a port is gone with its device"),
             Err(refusal) => tracing::warn!(port = port.0, %refusal, "a port without device stays"),
         }

@@ -19,10 +19,11 @@ mod nlctrl;
 mod packet;
 mod vport;
 
-use crate::backend::{Backend, DpIndex};
+use crate::backend::{Backend, DpIndex, Refusal};
 use crate::marker;
 use crate::uapi::{self, FAMILIES, Group, Op, nlmsg};
 use dump::Dump;
+use flowlift_flow::PortNo;
 pub use link::{TUNNEL_DEVICES, is_tunnel_device};
 use message::{Failure, Header, Request, put_ack, split_message};
 use nix::errno::Errno;
@@ -185,6 +186,26 @@ impl Server {
             }
             (None, _) => {}
         }
+    }
+
+    /// Removes a vport whose device is gone, and tells the family's group as the kernel does: nobody asked for it.
+    ///
+    /// # Errors
+    /// [`Backend::vport_del`]'s.
+    pub fn remove_vport(
+        &mut self,
+        dp: DpIndex,
+        port: PortNo,
+        backend: &mut dyn Backend,
+        out: &mut dyn FnMut(Reply<'_>),
+    ) -> Result<(), Refusal> {
+        self.buffer.clear();
+        vport::put_removal(backend, dp, port, &mut self.buffer)?;
+        backend.vport_del(dp, port)?;
+        if let Some(group) = uapi::VPORT.group {
+            out(Reply { to: To::Multicast(group), bytes: &self.buffer });
+        }
+        Ok(())
     }
 
     /// The clients with a dump that is not at its end.
@@ -351,5 +372,5 @@ impl Context<'_> {
 fn header_dp(request: &Request<'_>, backend: &dyn Backend) -> Result<DpIndex, Failure> {
     let dp = DpIndex(request.dp);
     let found = request.dp > 0 && backend.datapath(dp).is_some();
-    if found { Ok(dp) } else { Err(crate::backend::Refusal::NoDatapath.into()) }
+    if found { Ok(dp) } else { Err(Refusal::NoDatapath.into()) }
 }

@@ -5,7 +5,7 @@ use super::message::{Failure, Origin, Request, begin, end};
 use super::{Context, header_dp};
 use crate::backend::{Backend, DpIndex, NewVport, Refusal, VportChange, VportKind};
 use crate::nla::{Writer, attrs};
-use crate::uapi::vport;
+use crate::uapi::{VPORT, vport};
 use flowlift_flow::PortNo;
 use nix::errno::Errno;
 
@@ -166,6 +166,17 @@ fn options(request: &Request<'_>) -> Result<Options, Failure> {
         }
     }
     Ok(options)
+}
+
+/// Appends the message that a vport is removed, without anybody's request.
+pub(super) fn put_removal(
+    backend: &dyn Backend,
+    dp: DpIndex,
+    port: PortNo,
+    out: &mut Vec<u8>,
+) -> Result<(), Refusal> {
+    let origin = Origin { family: &VPORT, seq: 0, port: 0 };
+    put(backend, origin, 0, vport::CMD_DEL, (dp, port), out)
 }
 
 /// Appends the message about a vport.

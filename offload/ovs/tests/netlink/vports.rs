@@ -111,3 +111,26 @@ fn a_dump_has_every_port_of_one_datapath_in_order() {
     let nowhere = client.ask(&VPORT, DUMP, 3, dp + 1, &[]);
     assert_eq!((nowhere.only().kind, nowhere.errno()), (3, 19), "ENODEV at the dump's end, as in the kernel");
 }
+
+#[test]
+fn a_port_whose_device_is_gone_is_told_to_the_group_as_the_kernel_tells_it() {
+    let (mut client, dp) = fixture();
+    add(&mut client, dp, "eth0", 1, &[]);
+    let mut told = Vec::new();
+    let Client { server, backend, .. } = &mut client;
+    let port = flowlift_flow::PortNo(1);
+    server
+        .remove_vport(DpIndex(dp), port, backend, &mut |reply| told.push((reply.to, reply.bytes.to_vec())))
+        .unwrap();
+    let [(to, bytes)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(*to, flowlift_ovs::server::To::Multicast(VPORT.group.unwrap()));
+    let message = Message::all(bytes).remove(0);
+    assert_eq!((message.cmd(), message.dp(), message.u32(1), message.u32(2)), (2, dp, 1, 1));
+    assert_eq!(message.attr(3).unwrap(), b"eth0\0");
+    assert_eq!(bytes[8..16], [0; 8], "neither sequence number nor port ID: nobody asked");
+    assert_eq!(client.ask(&VPORT, 0, 3, dp, &attr_u32(1, 1)).errno(), 19, "ENODEV after");
+    let gone = client.server.remove_vport(DpIndex(dp), port, &mut client.backend, &mut |reply| {
+        panic!("nothing is told: {reply:?}");
+    });
+    assert_eq!(gone, Err(flowlift_ovs::backend::Refusal::NoVport));
+}

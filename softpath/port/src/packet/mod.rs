@@ -54,10 +54,34 @@ impl PacketPort {
     /// # Errors
     /// No such device, or no rights.
     pub fn open_index(index: u32) -> Result<PacketPort, PortError> {
-        let socket = Arc::new(socket::open(index)?);
+        Ok(Self::with(socket::open(index)?))
+    }
+
+    /// Takes over the socket of a port that another program had on the device with this index ([`Self::as_fd`]), with the frames that
+    /// wait in it.
+    ///
+    /// # Errors
+    /// The socket has no device any more, or another one.
+    pub fn adopt(socket: OwnedFd, index: u32) -> Result<PacketPort, PortError> {
+        match socket::device(socket.as_fd())? {
+            Some(own) if own == index => Ok(Self::with(socket)),
+            _ => Err(PortError::Link(LinkState::Gone)),
+        }
+    }
+
+    fn with(socket: OwnedFd) -> PacketPort {
+        let socket = Arc::new(socket);
         let stats = Arc::new(Shared::default());
         let sender = PacketSender::new(Arc::clone(&socket), Arc::clone(&stats));
-        Ok(PacketPort { socket, stats, sender, whole: Whole::default() })
+        PacketPort { socket, stats, sender, whole: Whole::default() }
+    }
+
+    /// Keeps the device with this index promiscuous for as long as the file is open, and nothing else.
+    ///
+    /// # Errors
+    /// No such device, or no rights.
+    pub fn promiscuous(index: u32) -> Result<OwnedFd, PortError> {
+        Ok(socket::promiscuous(index)?)
     }
 
     /// Another sender to the device, for another thread.

@@ -73,6 +73,15 @@ pub(super) fn is_attached(file: &File) -> bool {
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) }).is_ok()
 }
 
+/// Whether the file has the device that has this name now.
+pub(super) fn is_attached_to(file: &File, name: &str) -> Result<bool, PortError> {
+    // SAFETY: all zeros are a valid `ifreq`, which is integers and bytes.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes an `ifreq`, which lives until the call returns.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    Ok(request.ifr_name == interface_name(name)?)
+}
+
 /// A device's name as the kernel takes it: 1 to 15 bytes, NUL-terminated.
 fn interface_name(name: &str) -> Result<[libc::c_char; libc::IFNAMSIZ], PortError> {
     let mut out = [0; libc::IFNAMSIZ];

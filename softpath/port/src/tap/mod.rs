@@ -10,7 +10,7 @@ mod device;
 
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -110,7 +110,22 @@ impl InternalPort {
     /// No such name, no rights, no /dev/net/tun, or another program has the device; a device of that name that is no TAP
     /// device, or one without `virtio_net_hdr` (`vnet_hdr` of `ip tuntap`).
     pub fn open(name: &str, config: InternalConfig) -> Result<InternalPort, PortError> {
-        let file = device::attach(name, true)?;
+        Self::with(device::attach(name, true)?, config)
+    }
+
+    /// Takes over the file of a port that another program had for the device `name` ([`Self::as_fd`]).
+    ///
+    /// # Errors
+    /// The file has no device any more, or another one.
+    pub fn adopt(file: OwnedFd, name: &str, config: InternalConfig) -> Result<InternalPort, PortError> {
+        let file = File::from(file);
+        if !device::is_attached_to(&file, name)? {
+            return Err(PortError::Link(LinkState::Gone));
+        }
+        Self::with(file, config)
+    }
+
+    fn with(file: File, config: InternalConfig) -> Result<InternalPort, PortError> {
         device::set_offloads(&file)?;
         device::set_persistent(&file, config.persistent)?;
         let shared = Arc::new(Tap { file, mtu: AtomicU32::new(u32::MAX), stats: Shared::default() });

@@ -318,6 +318,11 @@ impl Forwarder {
         representor.is_some_and(|representor| representor.has_device())
     }
 
+    /// Upcalls of a datapath that the softpath does not know to be lost.
+    pub fn upcalls_lost_later(&self, dp: DpIndex) -> u64 {
+        self.exits.upcalls.lost_later(dp)
+    }
+
     /// Tells a port its device's MTU.
     pub fn set_mtu(&self, dp: DpIndex, port: PortNo, mtu: u32) {
         let inlet = self.inlets.iter().flatten().find(|i| (i.dp, i.port) == (dp, port));

@@ -49,6 +49,8 @@ pub struct Upcalls {
     /// Ports with waiting upcalls, in the order of their turns.
     turns: VecDeque<(DpIndex, PortNo)>,
     spare: Vec<Vec<u8>>,
+    /// Upcalls of each datapath that were queued, and lost afterwards.
+    lost_later: BTreeMap<DpIndex, u64>,
 }
 
 impl Upcalls {
@@ -61,6 +63,7 @@ impl Upcalls {
             queues: BTreeMap::new(),
             turns: VecDeque::new(),
             spare: Vec::new(),
+            lost_later: BTreeMap::new(),
         }
     }
 
@@ -68,12 +71,18 @@ impl Upcalls {
     pub fn set_targets(&mut self, dp: DpIndex, targets: Option<Targets>) {
         match targets {
             Some(targets) => {
-                self.queues.retain(|(of, port), _| *of != dp || targets.ports.contains_key(port));
+                let lost = self.lost_later.entry(dp).or_default();
+                self.queues.retain(|(of, port), queue| {
+                    let stays = *of != dp || targets.ports.contains_key(port);
+                    *lost += if stays { 0 } else { queue.waiting.len() as u64 };
+                    stays
+                });
                 self.targets.insert(dp, targets);
             }
             None => {
                 self.queues.retain(|(of, _), _| *of != dp);
                 self.targets.remove(&dp);
+                self.lost_later.remove(&dp);
             }
         }
         let queues = &self.queues;
@@ -88,6 +97,11 @@ impl Upcalls {
     /// Upcalls of packets from a port: sent, and lost.
     pub fn counters(&self, dp: DpIndex, port: PortNo) -> (u64, u64) {
         self.queues.get(&(dp, port)).map_or((0, 0), |queue| (queue.sent, queue.lost))
+    }
+
+    /// Upcalls of a datapath that [`Self::push`] took and nobody got.
+    pub fn lost_later(&self, dp: DpIndex) -> u64 {
+        self.lost_later.get(&dp).copied().unwrap_or(0)
     }
 
     /// Queues an upcall with this packet, and the tunnel with which it would leave if the action asks for that. False if nobody
@@ -169,7 +183,10 @@ impl Upcalls {
                 }
                 Ok(()) => queue.sent += 1,
                 // The handler is gone.
-                Err(_) => queue.lost += 1,
+                Err(_) => {
+                    queue.lost += 1;
+                    *self.lost_later.entry(port.0).or_default() += 1;
+                }
             }
             held = 0;
             if self.spare.len() < SPARE {
@@ -188,4 +205,128 @@ fn hash(key: &Key) -> u32 {
     let ports = u32::from(key.tp_src.get()) << 16 | u32::from(key.tp_dst.get());
     let mixed = key.ipv4_src.get() ^ key.ipv4_dst.get().rotate_left(16) ^ ports ^ u32::from(key.ip_proto);
     mixed.wrapping_mul(0x9e37_79b1) >> 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowlift_ovs::socket::Socket;
+    use flowlift_softpath::Packet;
+    use nix::sys::socket::*;
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::process::Command;
+
+    const DP: DpIndex = DpIndex(7);
+    const SERVER: u32 = 0x1000_0001;
+    const HANDLER: u32 = 0x1000_0002;
+    const OTHER: u32 = 0x1000_0003;
+
+    /// Runs the ignored test in user and network namespaces of its own: Netlink between sockets takes CAP_NET_ADMIN.
+    fn in_a_namespace(name: &str) {
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("daemon::forward::upcall::tests::{name}"), "--ignored", "--nocapture"])
+            .output()
+            .expect("unshare (util-linux) is needed");
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("1 passed"), "{name}: {text}");
+    }
+
+    fn handler(port_id: u32) -> OwnedFd {
+        let flags = SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkGeneric).unwrap();
+        setsockopt(&fd, sockopt::RcvBuf, &8192).unwrap();
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(port_id, 0)).unwrap();
+        fd
+    }
+
+    /// Ports that the next upcalls in a handler's socket are about.
+    fn read(fd: &OwnedFd, most: usize) -> Vec<u32> {
+        let mut buffer = vec![0; 1 << 16];
+        let mut ports = Vec::new();
+        while ports.len() < most
+            && let Ok(len) = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())
+        {
+            // The frame's last byte is its port's number.
+            ports.push(u32::from(buffer[len - 1]));
+        }
+        ports
+    }
+
+    fn miss(upcalls: &mut Upcalls, port: u32) -> bool {
+        let (key, mut packet) = (Key { in_port: port, ..Key::default() }, Packet::new());
+        packet.fill(&[port as u8; 60], Default::default());
+        upcalls.push(DP, &softpath::Upcall::Miss { key: &key, packet: &packet }, packet.bytes(), None)
+    }
+
+    /// Two ports, both of whose upcalls go to `HANDLER`.
+    fn two_ports() -> Upcalls {
+        let mut upcalls = Upcalls::new(Socket::bind(SERVER).unwrap().sender());
+        let ports = BTreeMap::from([(PortNo(1), vec![HANDLER]), (PortNo(2), vec![HANDLER])]);
+        let targets = Targets { features: Features::VPORT_PIDS, per_cpu: vec![], ports };
+        upcalls.set_targets(DP, Some(targets));
+        upcalls
+    }
+
+    #[test]
+    fn a_storm_of_one_port_starves_no_other() {
+        in_a_namespace("ns_storm");
+    }
+
+    #[test]
+    #[ignore = "run in its namespace by the test above"]
+    fn ns_storm() {
+        let (mut upcalls, handler) = (two_ports(), handler(HANDLER));
+        // The handler reads nothing: its socket fills, then the port's queue, then upcalls are lost.
+        let taken = (0..5_000).filter(|_| {
+            let taken = miss(&mut upcalls, 1);
+            upcalls.flush();
+            taken
+        });
+        let taken = taken.count() as u64;
+        let (sent, lost) = upcalls.counters(DP, PortNo(1));
+        assert_eq!((taken - sent, taken + lost), (PER_PORT as u64, 5_000), "sent {sent}, lost {lost}");
+        assert!(!upcalls.flush(), "there is more than the handler takes");
+        // The other port's first packet waits for what the socket had before it, and for one more of the storm.
+        assert!(miss(&mut upcalls, 2), "its queue is its own");
+        let mut read_so_far = Vec::new();
+        while upcalls.counters(DP, PortNo(2)).0 == 0 {
+            assert!(read_so_far.len() < 5_000, "it was never sent");
+            read_so_far.extend(read(&handler, 1));
+            upcalls.flush();
+        }
+        read_so_far.extend(read(&handler, usize::MAX));
+        let position = read_so_far.iter().position(|port| *port == 2).unwrap() as u64;
+        assert!(position <= sent + 2, "{position} upcalls came before it, {sent} were there");
+        assert_eq!(upcalls.counters(DP, PortNo(2)), (1, 0));
+        assert_eq!(upcalls.lost_later(DP), 0);
+    }
+
+    #[test]
+    fn what_a_dead_handler_leaves_is_counted() {
+        in_a_namespace("ns_dead");
+    }
+
+    #[test]
+    #[ignore = "run in its namespace by the test above"]
+    fn ns_dead() {
+        let mut upcalls = two_ports();
+        assert!(miss(&mut upcalls, 1) && miss(&mut upcalls, 1) && miss(&mut upcalls, 2));
+        assert!(upcalls.flush(), "nothing waits for nobody");
+        assert_eq!((upcalls.counters(DP, PortNo(1)), upcalls.lost_later(DP)), ((0, 2), 3));
+        // Whoever asks for a packet's actions may name another handler.
+        let other = handler(OTHER);
+        upcalls.set_asker(Some(OTHER));
+        assert!(miss(&mut upcalls, 2) && upcalls.flush());
+        assert_eq!(read(&other, 9), [2]);
+        upcalls.set_asker(None);
+        // A port that is taken away takes its upcalls along.
+        assert!(miss(&mut upcalls, 1));
+        let ports = BTreeMap::from([(PortNo(2), vec![HANDLER])]);
+        upcalls.set_targets(DP, Some(Targets { features: Features::VPORT_PIDS, per_cpu: vec![], ports }));
+        assert_eq!(upcalls.lost_later(DP), 4);
+        assert!(!miss(&mut upcalls, 1), "nobody wants them");
+    }
 }

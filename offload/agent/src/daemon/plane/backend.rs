@@ -1,6 +1,5 @@
 //! The plane as the Netlink server asks for it.
 
-use super::vport::open_internal;
 use super::{Dp, LOCAL, MAX_FLOWS, Place, Plane, Port};
 use crate::daemon::forward::GivenPacket;
 use flowlift_flow::{Action, Key, Metadata, PortNo, action};
@@ -53,7 +52,7 @@ impl Backend for Plane {
         if self.vport_named(&name).is_some() {
             return Err(Refusal::Exists(name));
         }
-        let (source, ifindex) = open_internal(&name)?;
+        let (source, ifindex) = self.open_internal(&name)?;
         let index = DpIndex(i32::try_from(ifindex).map_err(|_| Refusal::Invalid("interface index".into()))?);
         let table = softpath::Datapath::new(Config { max_flows: MAX_FLOWS, ..Config::default() });
         let worker = table.worker();
@@ -113,7 +112,7 @@ impl Backend for Plane {
     }
 
     fn datapath(&self, dp: DpIndex) -> Option<Datapath> {
-        self.dps.get(&dp).map(Self::describe)
+        self.dps.get(&dp).map(|own| self.describe(dp, own))
     }
 
     fn datapath_named(&self, name: &str) -> Option<DpIndex> {

@@ -14,6 +14,7 @@ pub use flow::ShownFlow;
 
 use super::forward::{Forwarder, Targets};
 use super::journal::Journal;
+use super::keeper::Keeper;
 use super::mailbox::Mailbox;
 use super::nic_ports::NicPorts;
 use super::representor::Represented;
@@ -93,6 +94,8 @@ pub struct Plane {
     state: Option<PathBuf>,
     /// Where it finds flows and meters.
     journal: Option<Journal>,
+    /// Who keeps the devices of internal ports until then.
+    keeper: Keeper,
 }
 
 /// A port for people.
@@ -143,6 +146,7 @@ impl Plane {
             tunnels: BTreeMap::new(),
             state: None,
             journal: None,
+            keeper: Keeper::default(),
         }
     }
 
@@ -184,7 +188,8 @@ impl Plane {
         Some(self.dps.get(&dp)?.table.borrow().counters())
     }
 
-    fn describe(dp: &Dp) -> Datapath {
+    fn describe(&self, index: DpIndex, dp: &Dp) -> Datapath {
+        let lost_later = self.ask(move |f| f.upcalls_lost_later(index)).unwrap_or(0);
         let table = dp.table.borrow();
         let counters = table.counters();
         Datapath {
@@ -195,7 +200,7 @@ impl Plane {
             stats: DatapathStats {
                 hit: counters.hits,
                 missed: counters.misses,
-                lost: counters.lost,
+                lost: counters.lost + lost_later,
                 flows: table.len() as u64,
             },
             megaflow: MegaflowStats {

@@ -8,6 +8,7 @@
 
 use super::{LOCAL, Plane, Port};
 use crate::daemon::journal::{self, Journal, SavedFlows};
+use crate::daemon::keeper::Keeper;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{
     Backend, DatapathChange, DpIndex, Features, FlowCursor, NewDatapath, NewVport, Refusal, TunnelDevice,
@@ -166,6 +167,7 @@ impl Plane {
                 Vec::new()
             }
         };
+        self.keeper = Keeper::find(folder);
         let mut saved_flows = journal::read(&flows);
         match Journal::start(&flows) {
             Ok(journal) => self.journal = Some(journal),

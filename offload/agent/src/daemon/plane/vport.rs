@@ -10,6 +10,7 @@ use flowlift_port::{InternalConfig, InternalPort, PacketPort, PortError, PortSta
 use flowlift_softpath::FlowId;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use std::os::fd::AsFd;
 
 /// What a device's trouble is to the client.
 pub(super) fn refusal(name: &str, what: &str, error: PortError) -> Refusal {
@@ -24,12 +25,9 @@ pub(super) fn refusal(name: &str, what: &str, error: PortError) -> Refusal {
     }
 }
 
-/// An internal port's device. It outlives the daemon, so that its addresses and routes are there when the daemon comes back.
-pub(super) fn open_internal(name: &str) -> Result<(DevicePort, u32), Refusal> {
-    let port = InternalPort::open(name, InternalConfig { persistent: true })
-        .map_err(|error| refusal(name, "cannot make internal port", error))?;
-    let ifindex = if_nametoindex(name).map_err(|_| Refusal::NoNetdev(name.into()))?;
-    Ok((DevicePort::Internal(port), ifindex))
+/// What the keeper calls a device of the host, whose name may change.
+fn kept_as(ifindex: u32) -> String {
+    format!("#{ifindex}")
 }
 
 impl Dp {
@@ -58,6 +56,31 @@ impl Dp {
 }
 
 impl Plane {
+    /// A device of the host, with the packets that came while no daemon was there.
+    fn open_netdev(&mut self, ifindex: u32) -> Result<PacketPort, PortError> {
+        let kept = self.keeper.fetch(&kept_as(ifindex));
+        let port = match kept.and_then(|socket| PacketPort::adopt(socket, ifindex).ok()) {
+            Some(port) => port,
+            None => PacketPort::open_index(ifindex)?,
+        };
+        self.keeper.keep(&kept_as(ifindex), port.as_fd());
+        Ok(port)
+    }
+
+    /// An internal port's device. It outlives the daemon, so that its addresses and routes are there when the daemon comes back.
+    pub(super) fn open_internal(&mut self, name: &str) -> Result<(DevicePort, u32), Refusal> {
+        let config = InternalConfig { persistent: true };
+        let kept = self.keeper.fetch(name).and_then(|file| InternalPort::adopt(file, name, config).ok());
+        let opened = match kept {
+            Some(port) => Ok(port),
+            None => InternalPort::open(name, config),
+        };
+        let port = opened.map_err(|error| refusal(name, "cannot make internal port", error))?;
+        let ifindex = if_nametoindex(name).map_err(|_| Refusal::NoNetdev(name.into()))?;
+        self.keeper.keep(name, port.as_fd());
+        Ok((DevicePort::Internal(port), ifindex))
+    }
+
     pub(super) fn add_vport(&mut self, index: DpIndex, new: NewVport) -> Result<PortNo, Refusal> {
         let NewVport { name, kind, port, upcall_pids } = new;
         let dp = self.dp(index)?;
@@ -76,10 +99,18 @@ impl Plane {
             VportKind::Netdev => {
                 let link = self.candidate(&name)?;
                 let place = match self.nic_ports.take(&name) {
-                    Ok(nic_port) => self.add_nic_port(index, number, nic_port, &name)?,
+                    Ok(nic_port) => {
+                        let place = self.add_nic_port(index, number, nic_port, &name)?;
+                        // The device is at the other end of the NIC's wire; what is kept is that it does not change.
+                        if let Ok(socket) = PacketPort::promiscuous(link.index) {
+                            self.keeper.keep(&kept_as(link.index), socket.as_fd());
+                        }
+                        place
+                    }
                     Err(why) => {
                         not_nic = why;
-                        let source = PacketPort::open_index(link.index)
+                        let source = self
+                            .open_netdev(link.index)
                             .map_err(|error| refusal(&name, "cannot open", error))?;
                         self.add_host_port(index, number, DevicePort::Netdev(source), &name)?;
                         Place::Host
@@ -89,7 +120,7 @@ impl Plane {
                 (place, link.index)
             }
             VportKind::Internal => {
-                let (source, ifindex) = open_internal(&name)?;
+                let (source, ifindex) = self.open_internal(&name)?;
                 self.add_host_port(index, number, source, &name)?;
                 (Place::Host, ifindex)
             }
@@ -141,6 +172,10 @@ impl Plane {
         let source = self.ask(move |f| f.remove_port(index, number))?;
         if port.kind == VportKind::Netdev {
             self.unclaim(port.ifindex);
+        }
+        match port.kind {
+            VportKind::Internal => self.keeper.close(&port.name),
+            _ => self.keeper.close(&kept_as(port.ifindex)),
         }
         // The device of an internal port is ours to take away.
         if let Some(DevicePort::Internal(device)) = source

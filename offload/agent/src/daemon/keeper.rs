@@ -1,0 +1,193 @@
+//! The keeper: a process that keeps the files of ports' devices open while no daemon is there.
+//!
+//! A TAP device that nobody has open loses its carrier, and a device whose packet socket is closed leaves promiscuous mode.
+//! ovs-vswitchd would see that, look for its ports, find nobody to ask, and give up ports and flows that the next daemon has a moment
+//! later. So a child of the daemon has each file, too: it gives them to the next daemon, with the packets that wait in them, or ends
+//! [`GRACE`] after the last one. It does nothing else.
+//!
+//! Messages are framed as vfio-user's are, whose endpoint passes file descriptors. Each is answered.
+
+use crate::control;
+use anyhow::{Context, Result, bail};
+use flowlift_bus::vfio_user::{Endpoint, Header, Message, ProtocolError, flag};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long devices are kept without a daemon.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The hidden command that is a keeper; its standard input is the socket.
+pub const COMMAND: &str = "keep-devices";
+
+/// Keep this device's file.
+const KEEP: u16 = 1;
+/// Give this device's file.
+const FETCH: u16 = 2;
+/// Close this device's file.
+const CLOSE: u16 = 3;
+
+/// The daemon's side. Without a keeper all goes on, but for what the module's head says.
+#[derive(Default)]
+pub struct Keeper(Option<Endpoint>);
+
+impl Keeper {
+    /// The keeper whose socket is in this folder, which is started if it is not there.
+    pub fn find(folder: &Path) -> Self {
+        match connect(&folder.join("keeper.sock")) {
+            Ok(endpoint) => Self(Some(endpoint)),
+            Err(error) => {
+                tracing::warn!(%error, "ports' devices change when the daemon ends, which ovs-vswitchd notices");
+                Self(None)
+            }
+        }
+    }
+
+    /// Has a device's file kept.
+    pub fn keep(&mut self, device: &str, file: BorrowedFd<'_>) {
+        self.ask(KEEP, device, &[file]);
+    }
+
+    /// A device's file, if it was kept.
+    pub fn fetch(&mut self, device: &str) -> Option<OwnedFd> {
+        self.ask(FETCH, device, &[])?.fds.pop()
+    }
+
+    /// Has a device's file closed: it is to be deleted.
+    pub fn close(&mut self, device: &str) {
+        self.ask(CLOSE, device, &[]);
+    }
+
+    fn ask(&mut self, command: u16, device: &str, fds: &[BorrowedFd<'_>]) -> Option<Message> {
+        let endpoint = self.0.as_mut()?;
+        let deadline = Instant::now() + PATIENCE;
+        let header = Header { command, ..Header::default() };
+        let sent = endpoint.send(header, &[device.as_bytes()], fds, deadline);
+        match sent.and_then(|()| endpoint.receive(deadline)) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::warn!(%error, "the keeper of devices is gone");
+                self.0 = None;
+                None
+            }
+        }
+    }
+}
+
+fn connect(path: &Path) -> Result<Endpoint> {
+    let stream = match UnixStream::connect(path) {
+        Ok(stream) => stream,
+        Err(_) => {
+            spawn(path)?;
+            UnixStream::connect(path)?
+        }
+    };
+    if !control::is_trusted(&stream) {
+        bail!("{}: another user's", path.display());
+    }
+    Ok(Endpoint::new(stream)?)
+}
+
+/// Starts a keeper.
+fn spawn(path: &Path) -> Result<()> {
+    let listener = control::listen(path)?;
+    Command::new("/proc/self/exe")
+        .arg(COMMAND)
+        .stdin(OwnedFd::from(listener))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // What ends the daemon from a terminal does not end it.
+        .process_group(0)
+        .spawn()
+        .context("cannot start a keeper of devices")?;
+    Ok(())
+}
+
+/// Is the keeper: serves one daemon after the other, until none has come for [`GRACE`].
+///
+/// # Errors
+/// Standard input is no socket, or the system refuses to wait.
+pub fn run() -> Result<()> {
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut kept = BTreeMap::new();
+    loop {
+        let grace = PollTimeout::try_from(GRACE).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], grace) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let (stream, _) = listener.accept()?;
+        if control::is_trusted(&stream) {
+            // A daemon that ends, or talks nonsense, leaves its devices to the next one.
+            let _ = serve(Endpoint::new(stream)?, &mut kept);
+        }
+    }
+}
+
+fn serve(mut daemon: Endpoint, kept: &mut BTreeMap<String, OwnedFd>) -> Result<(), ProtocolError> {
+    loop {
+        let Some(Message { header, body, mut fds }) = daemon.try_receive()? else {
+            match poll(&mut [PollFd::new(daemon.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let device = String::from_utf8_lossy(&body).into_owned();
+        match (header.command, fds.pop()) {
+            (KEEP, Some(file)) => drop(kept.insert(device.clone(), file)),
+            (CLOSE, _) => drop(kept.remove(&device)),
+            _ => {}
+        }
+        let file = kept.get(&device).filter(|_| header.command == FETCH);
+        let fds: Vec<BorrowedFd<'_>> = file.iter().map(|file| file.as_fd()).collect();
+        let answer = Header { flags: flag::REPLY, ..header };
+        daemon.send(answer, &[], &fds, Instant::now() + PATIENCE)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn a_file_outlives_the_daemon_that_left_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = control::listen(&folder.path().join("keeper.sock")).unwrap();
+        let connect = || Keeper(Some(connect(&folder.path().join("keeper.sock")).unwrap()));
+        let keeper = std::thread::spawn(move || {
+            let mut kept = BTreeMap::new();
+            for _ in 0..2 {
+                let ended = serve(Endpoint::new(listener.accept().unwrap().0).unwrap(), &mut kept);
+                assert!(matches!(ended, Err(ProtocolError::Closed)), "{ended:?}");
+            }
+            kept.len()
+        });
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut first = connect();
+        assert!(first.fetch("br0").is_none());
+        first.keep("br0", theirs.as_fd());
+        first.keep("br1", theirs.as_fd());
+        drop((first, theirs));
+        let mut second = connect();
+        let mut again = UnixStream::from(second.fetch("br0").expect("it was kept"));
+        again.write_all(b"x").unwrap();
+        let mut byte = [0];
+        ours.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x", "the very file");
+        second.close("br0");
+        assert!(second.fetch("br0").is_none() && second.fetch("br1").is_some());
+        drop(second);
+        assert_eq!(keeper.join().unwrap(), 1);
+    }
+}
