@@ -76,14 +76,6 @@ impl PacketPort {
         PacketPort { socket, stats, sender, whole: Whole::default() }
     }
 
-    /// Keeps the device with this index promiscuous for as long as the file is open, and nothing else.
-    ///
-    /// # Errors
-    /// No such device, or no rights.
-    pub fn promiscuous(index: u32) -> Result<OwnedFd, PortError> {
-        Ok(socket::promiscuous(index)?)
-    }
-
     /// Another sender to the device, for another thread.
     pub fn sender(&self) -> PacketSender {
         PacketSender::new(Arc::clone(&self.socket), Arc::clone(&self.stats))

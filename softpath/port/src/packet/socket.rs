@@ -46,26 +46,14 @@ pub(super) fn open(index: u32) -> io::Result<OwnedFd> {
             size_of::<libc::sockaddr_ll>() as libc::socklen_t,
         )
     })?;
-    join(&socket, index)?;
-    Ok(socket)
-}
-
-/// A socket that receives nothing and keeps the device with this index promiscuous.
-pub(super) fn promiscuous(index: u32) -> io::Result<OwnedFd> {
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
-    join(&socket, index)?;
-    Ok(socket)
-}
-
-/// Makes the device promiscuous for as long as the socket is open.
-fn join(socket: &OwnedFd, index: u32) -> io::Result<()> {
     let membership = libc::packet_mreq {
         mr_ifindex: index.cast_signed(),
         mr_type: libc::PACKET_MR_PROMISC as u16,
         mr_alen: 0,
         mr_address: [0; 8],
     };
-    set(socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
+    set(&socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)?;
+    Ok(socket)
 }
 
 /// The device that the socket is bound to: its index, or `None` once it has gone.

@@ -4,10 +4,13 @@ use super::*;
 use crate::engine::{Harness, NicSetup, Simulated};
 use crate::open;
 use flowlift_driver::fl1::Fl1;
+use flowlift_flow::Action;
+use flowlift_flow::action::Userspace;
 use flowlift_flow::text::{NoNames, parse_dump_line};
 use flowlift_offload::planner::State;
 use flowlift_ovs::socket::Socket;
 use flowlift_sim::{FaultPlan, Profile};
+use flowlift_softpath::actions::compile;
 use flowlift_softpath::{Config, Datapath};
 
 const ONE: DpIndex = DpIndex(11);
@@ -119,4 +122,35 @@ fn datapaths_that_share_a_nic_never_see_each_others_packets() {
     assert_eq!(bench.forwarder.nic().unwrap().datapaths().collect::<Vec<_>>(), [TWO]);
     let nic = bench.forwarder.nic().unwrap();
     assert_eq!((nic.driver().violation_count(), nic.planner().stats().lowering_bugs), (Some(0), 0));
+}
+
+/// What the user asks to be done to a packet.
+fn given(len: usize, actions: &[Action]) -> GivenPacket {
+    let mut packet = Packet::new();
+    packet.fill(&vec![0x55; len], Metadata { in_port: 1, ..Metadata::default() });
+    GivenPacket { packet, upcall_pid: None, program: compile(actions).unwrap() }
+}
+
+#[test]
+fn packets_for_missing_ports_runts_and_giants_are_counted_and_harm_nobody() {
+    let mut bench = Bench::new();
+    let actions = [
+        Action::Output(PortNo(77)),
+        Action::Userspace(Userspace { pid: 5, ..Default::default() }),
+        Action::PushVlan { tpid: 0x8100, tci: 0x1001 },
+        Action::Output(PortNo(65_534)),
+        Action::Recirc(9),
+    ];
+    let lengths = [0, 1, 13, 14, 59, 1514, 65_535, 262_144];
+    for len in lengths {
+        bench.forwarder.execute(ONE, given(len, &actions));
+    }
+    let sent = lengths.len() as u64;
+    assert_eq!(bench.forwarder.route_counters().no_port, 2 * sent);
+    let counters = bench.tables[&ONE].counters();
+    // Nobody is there to take an upcall, neither the action's nor the miss after the recirculation.
+    assert_eq!((counters.recirculations, counters.misses, counters.lost), (sent, sent, 2 * sent));
+    // A datapath that is gone has nothing to do them with.
+    bench.forwarder.execute(DpIndex(99), given(60, &actions));
+    assert_eq!(bench.forwarder.route_counters().no_port, 2 * sent);
 }

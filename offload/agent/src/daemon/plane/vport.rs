@@ -99,14 +99,7 @@ impl Plane {
             VportKind::Netdev => {
                 let link = self.candidate(&name)?;
                 let place = match self.nic_ports.take(&name) {
-                    Ok(nic_port) => {
-                        let place = self.add_nic_port(index, number, nic_port, &name)?;
-                        // The device is at the other end of the NIC's wire; what is kept is that it does not change.
-                        if let Ok(socket) = PacketPort::promiscuous(link.index) {
-                            self.keeper.keep(&kept_as(link.index), socket.as_fd());
-                        }
-                        place
-                    }
+                    Ok(nic_port) => self.add_nic_port(index, number, nic_port, &name)?,
                     Err(why) => {
                         not_nic = why;
                         let source = self
