@@ -11,6 +11,7 @@ use flowlift_port::{
 };
 use large::{Shape, build};
 use namespace::{in_a_namespace, ip};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// Sets the two devices of a veth pair up, and waits until they send: the kernel begins with that a moment after it gave them a
