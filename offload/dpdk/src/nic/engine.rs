@@ -82,6 +82,17 @@ impl Drop for Active {
     }
 }
 
+/// What came of a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Something was done.
+    Worked,
+    /// Nothing could be done before the NIC does something, which may need the same CPU.
+    Waiting,
+    /// There was nothing to do.
+    Idle,
+}
+
 /// What a port gives the engine when it starts.
 pub struct Start {
     /// Port.
@@ -197,21 +208,28 @@ impl Engine {
         &mut self.released
     }
 
-    /// One turn. True if there was something to do.
-    pub fn turn(&mut self, deliveries: &RwLock<Deliveries>, events: &mut Vec<Event>) -> bool {
+    /// One turn; what came of it.
+    pub fn turn(&mut self, deliveries: &RwLock<Deliveries>, events: &mut Vec<Event>) -> Turn {
         let mut worked = self.apply();
         worked |= self.receive(deliveries);
         worked |= self.transmit();
-        worked |= !self.planner.is_idle();
         let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let before = self.planner.stats();
         self.planner.pump(&mut self.nic, &self.rules, now);
+        worked |= self.planner.stats() != before;
         self.reap();
         self.unsent.extend(self.nic.take_unsent());
         self.turns = self.turns.wrapping_add(1);
         if self.turns.is_multiple_of(LINK_TURNS) {
             self.watch(events);
         }
-        worked
+        let waits =
+            || !self.planner.is_idle() || !self.unsent.is_empty() || self.active.iter().any(Active::holds);
+        match worked {
+            true => Turn::Worked,
+            false if waits() => Turn::Waiting,
+            false => Turn::Idle,
+        }
     }
 
     fn apply(&mut self) -> bool {
@@ -277,23 +295,24 @@ impl Engine {
     }
 
     fn transmit(&mut self) -> bool {
+        let mut any = false;
         while let Some((to, frame)) = self.unsent.pop_front() {
+            any = true;
             match self.nic.tx(to, &frame) {
                 Ok(true) => {}
                 Ok(false) => {
                     self.unsent.push_front((to, frame));
-                    return true;
+                    return false;
                 }
                 Err(NicError::Invalid(_)) => {}
                 Err(_) if self.nic.state() == NicState::Gone => {}
                 Err(_) => {
                     self.unsent.push_front((to, frame));
-                    return true;
+                    return false;
                 }
             }
         }
         let (nic, scratch) = (&mut self.nic, &mut self.scratch);
-        let mut any = false;
         for a in &mut self.active {
             let to = SlowTx::Port(a.port.nic_port);
             for tx in &mut a.tx {
@@ -320,6 +339,11 @@ impl Engine {
 }
 
 impl Active {
+    /// True if packets wait for room in the NIC.
+    fn holds(&self) -> bool {
+        self.tx.iter().any(|tx| !tx.held.is_empty())
+    }
+
     fn take_in(&mut self, info: SlowRx, frame: &[u8], deliveries: &Deliveries) {
         let delivery = (info.metadata >= FIRST_DELIVERY).then(|| deliveries.get(info.metadata)).flatten();
         let port = &self.port;
@@ -425,7 +449,7 @@ impl Filling {
 }
 
 impl Emptying {
-    /// Gives packets to the NIC. True if there were any.
+    /// Gives packets to the NIC. True if it took any, or there was room for more behind those that it did not take.
     fn send(&mut self, nic: &mut Fl1, to: SlowTx, scratch: &mut Vec<u8>) -> bool {
         let room = TX_BATCH.saturating_sub(self.held.len());
         let mut taken = [null_mut(); TX_BATCH];
@@ -459,7 +483,7 @@ impl Emptying {
         }
         self.held.drain(..done);
         self.queue.traffic.add(packets, bytes);
-        true
+        n > 0 || done > 0
     }
 }
 

@@ -18,7 +18,7 @@ use crate::guard;
 use delivery::Deliveries;
 use device::OpenError;
 pub use engine::Start;
-use engine::{Change, Engine, Event};
+use engine::{Change, Engine, Event, Turn};
 use flowlift_driver::fl1::PortCounters;
 use flowlift_driver::nic::{Nic as _, NicCaps, NicPort};
 use flowlift_flow::PortNo;
@@ -413,24 +413,22 @@ impl SharedNic {
             while self.waiting.load(Ordering::Acquire) > 0 {
                 std::thread::yield_now();
             }
-            let worked = {
+            let turn = {
                 let mut engine = lock(&self.engine);
                 std::mem::swap(engine.changes(), &mut *lock(&self.changes));
-                let worked = engine.turn(&self.deliveries, &mut events);
+                let turn = engine.turn(&self.deliveries, &mut events);
                 std::mem::swap(engine.released(), &mut released);
-                worked
+                turn
             };
             if !released.is_empty() {
                 let mut deliveries = self.deliveries.write().unwrap_or_else(PoisonError::into_inner);
                 released.drain(..).for_each(|id| deliveries.give(id));
             }
             events.drain(..).for_each(|event| self.tell(event));
-            idle = if worked { 0 } else { idle + 1 };
+            (idle, nap) = if turn == Turn::Idle { (idle + 1, nap) } else { (0, NAP) };
             if idle < IDLE_TURNS {
-                if worked {
-                    nap = NAP
-                } else {
-                    std::thread::yield_now()
+                if turn != Turn::Worked {
+                    std::thread::yield_now();
                 }
                 continue;
             }
