@@ -35,7 +35,8 @@ class Testpmd:
         text = ""
         while not re.search(mark, text):
             part = os.read(self.process.stdout.fileno(), 65536).decode(errors="replace")
-            check(part, f"testpmd ended: {text[-2000:]}")
+            if not part:
+                raise AssertionError(f"testpmd ended: {text[-2000:]}")
             text += part
         return text
 
