@@ -47,7 +47,8 @@ def huge_pages(folder, count):
         check(got == count, f"the kernel gives {got} of {count} huge pages of 2 MiB")
         yield mount
     finally:
-        HUGE_PAGES.write_text(str(before))
+        # What others have taken or given back meanwhile stays so.
+        HUGE_PAGES.write_text(str(max(0, int(HUGE_PAGES.read_text()) - count)))
         output("umount", str(mount))
 
 
