@@ -22,10 +22,13 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, sleep};
+use std::time::{Duration, Instant};
 
 /// Bytes that are gathered for one write.
 const GATHER: usize = 256 << 10;
+/// Time between two writes at least: while flows come and go without end, the thread is woken once for all of that time.
+const INTERVAL: Duration = Duration::from_millis(2);
 /// Where the kernel tells which start of the host this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -119,7 +122,11 @@ impl Journal {
 
 /// The writing thread: all that waits is one write.
 fn write(mut log: Log, orders: &Receiver<Order>) {
+    let mut last: Option<Instant> = None;
     while let Ok(first) = orders.recv() {
+        if let Some(rest) = last.and_then(|last| INTERVAL.checked_sub(last.elapsed())) {
+            sleep(rest);
+        }
         let mut order = Some(first);
         let mut result = Ok(());
         while let Some(next) = order.take() {
@@ -138,6 +145,7 @@ fn write(mut log: Log, orders: &Receiver<Order>) {
             }
             return;
         }
+        last = Some(Instant::now());
     }
 }
 
