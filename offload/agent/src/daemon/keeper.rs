@@ -5,6 +5,8 @@
 //! later. So a child of the daemon has each file, too: it gives them to the next daemon, with the packets that wait in them, or ends
 //! [`GRACE`] after the last one. It does nothing else.
 //!
+//! A keeper is for one network namespace: a device of the same name or index in another one is another device.
+//!
 //! Messages are framed as vfio-user's are, whose endpoint passes file descriptors. Each is answered.
 
 use crate::control;
@@ -13,11 +15,13 @@ use flowlift_bus::vfio_user::{Endpoint, Header, Message, ProtocolError, flag};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,9 +44,9 @@ const CLOSE: u16 = 3;
 pub struct Keeper(Option<Endpoint>);
 
 impl Keeper {
-    /// The keeper whose socket is in this folder, which is started if it is not there.
+    /// This network namespace's keeper, whose socket is in this folder; it is started if it is not there.
     pub fn find(folder: &Path) -> Self {
-        match connect(&folder.join("keeper.sock")) {
+        match socket_path(folder).and_then(|path| connect(&path)) {
             Ok(endpoint) => Self(Some(endpoint)),
             Err(error) => {
                 tracing::warn!(%error, "ports' devices change when the daemon ends, which ovs-vswitchd notices");
@@ -80,6 +84,12 @@ impl Keeper {
             }
         }
     }
+}
+
+/// A namespace's number is its own while the keeper lives, which is in that namespace.
+fn socket_path(folder: &Path) -> Result<PathBuf> {
+    let namespace = fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?;
+    Ok(folder.join(format!("keeper-{}.sock", namespace.ino())))
 }
 
 fn connect(path: &Path) -> Result<Endpoint> {
@@ -121,7 +131,13 @@ pub fn run() -> Result<()> {
     loop {
         let grace = PollTimeout::try_from(GRACE).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], grace) {
-            Ok(0) => return Ok(()),
+            Ok(0) => {
+                // While it listens still: so it is no other keeper's.
+                if let Some(path) = listener.local_addr()?.as_pathname() {
+                    let _ = fs::remove_file(path);
+                }
+                return Ok(());
+            }
             Ok(_) => {}
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(error.into()),
