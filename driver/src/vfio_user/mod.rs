@@ -138,13 +138,25 @@ impl VfioUser {
     /// The eventfd that tells of stores to a mapped BAR, from a server that would rather sleep than look.
     fn look_for_bell(&self, index: u8, size: u64) -> Result<Option<Bell>, BusError> {
         let what = "descriptors of a region";
-        let asked = RegionIoFds { argsz: MAX_REGION_INFO, index: index.into(), ..RegionIoFds::new_zeroed() };
-        let mut answer = match self.link.ask(what, command::GET_REGION_IO_FDS, &[asked.as_bytes()], &[]) {
-            Ok(answer) => answer,
-            // The command is optional.
-            Err(BusError::Io { .. }) => return Ok(None),
-            Err(error) => return Err(error),
+        let ask = |flags| {
+            let asked = RegionIoFds {
+                argsz: MAX_REGION_INFO,
+                flags,
+                index: index.into(),
+                ..RegionIoFds::new_zeroed()
+            };
+            self.link.ask(what, command::GET_REGION_IO_FDS, &[asked.as_bytes()], &[])
         };
+        // The command is optional, and the flag is ours.
+        let refused = |answer: &Result<_, _>| matches!(answer, Err(BusError::Io { .. }));
+        let mut answer = ask(RegionIoFds::WHILE_ASLEEP);
+        if refused(&answer) {
+            answer = ask(0);
+        }
+        if refused(&answer) {
+            return Ok(None);
+        }
+        let mut answer = answer?;
         let (info, rest) = answer.parse::<RegionIoFds>()?;
         if info.count == 0 {
             return Ok(None);
@@ -154,7 +166,11 @@ impl VfioUser {
         if info.count != 1 || sub != whole || answer.fds.len() != 1 {
             return Err(BusError::Unsupported("a region whose parts are told of apart"));
         }
-        answer.fds.pop().and_then(Bell::new).map(Some).ok_or_else(|| nonsense(what))
+        let while_asleep = info.flags & RegionIoFds::WHILE_ASLEEP != 0
+            && size >= RegionIoFds::ASLEEP_LEN
+            && size.is_multiple_of(4);
+        let bell = answer.fds.pop().and_then(|fd| Bell::new(fd, while_asleep));
+        bell.map(Some).ok_or_else(|| nonsense(what))
     }
 
     fn look_at_bar(&self, index: u8) -> Result<Option<Bar>, BusError> {

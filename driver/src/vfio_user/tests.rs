@@ -59,7 +59,8 @@ fn truth(command: u16, body: &[u8], bar2: &DmaMem, bell: &EventFd) -> (Vec<u8>, 
             (out, Some(bar2.fd().try_clone_to_owned().unwrap()))
         }
         command::GET_REGION_IO_FDS => {
-            let mut out = RegionIoFds { argsz: 56, flags: 0, index: word(8), count: 1 }.as_bytes().to_vec();
+            let head = RegionIoFds { argsz: 56, flags: word(4), index: word(8), count: 1 };
+            let mut out = head.as_bytes().to_vec();
             out.extend_from_slice(IoEventFd { size: 4096, ..IoEventFd::new_zeroed() }.as_bytes());
             (out, Some(bell.as_fd().try_clone_to_owned().unwrap()))
         }
@@ -296,22 +297,36 @@ fn memory_of_a_bar_that_is_none_is_refused() {
     }
 }
 
-#[test]
-fn stores_to_a_mapped_bar_ring_the_servers_eventfd_if_it_has_one() {
+/// What the eventfd of BAR 2 says after `stores` to it, by a server that lies so.
+fn rings(lies: Vec<(usize, Lie)>, stores: &[(u64, u32)]) -> u64 {
     let bell = event().unwrap();
     let rung = bell.as_fd().try_clone_to_owned().unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = std::thread::spawn(move || serve(theirs, vec![], &mut vec![], &mut vec![], &bell));
+    let server = std::thread::spawn(move || serve(theirs, lies, &mut vec![], &mut vec![], &bell));
     let f = VfioUser::over(ours, "test".into(), VfioUserConfig::default()).unwrap();
     let mut count = [0; 8];
     assert_eq!(nix::unistd::read(&rung, &mut count), Err(Errno::EAGAIN), "nothing was stored");
     let bar2 = f.bar(2).unwrap();
-    bar2.write::<u32>(0, 1).unwrap();
-    bar2.write::<u32>(4, 1).unwrap();
-    nix::unistd::read(&rung, &mut count).unwrap();
-    assert_eq!(u64::from_ne_bytes(count), 2);
+    for (at, value) in stores {
+        bar2.write::<u32>(*at, *value).unwrap();
+    }
     drop((f, bar2));
     server.join().unwrap();
+    nix::unistd::read(&rung, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+}
+
+#[test]
+fn stores_to_a_mapped_bar_ring_the_servers_eventfd_if_it_has_one() {
+    const ASLEEP: u64 = 4096 - RegionIoFds::ASLEEP_LEN;
+    // Byte 7 of answer 13 has the flag by which a server that says when it sleeps is known.
+    let says_nothing = || vec![(13, Lie::Byte(7, 0))];
+    assert_eq!(rings(says_nothing(), &[(0, 1), (4, 1)]), 2);
+    assert_eq!(rings(vec![], &[(0, 1), (4, 1)]), 0, "it is awake");
+    assert_eq!(
+        rings(vec![], &[(0, 1), (ASLEEP, 1), (4, 1), (ASLEEP, 0), (0, 2)]),
+        2,
+        "it slept for two stores"
+    );
     // Answer 13 is the eventfd's. A server without one is served by memory alone; one that gives something else is not believed.
     with_server(vec![(13, Lie::Error(95))], Duration::from_secs(5), |f| {
         f.unwrap().bar(2).unwrap().write::<u32>(0, 1).unwrap();

@@ -1,7 +1,7 @@
 //! Access to the regions of a served device: messages, or plain memory.
 
 use super::link::{Link, nonsense};
-use flowlift_bus::vfio_user::{RegionAccess, command};
+use flowlift_bus::vfio_user::{RegionAccess, RegionIoFds, command};
 use flowlift_bus::{BarAccess, BarWindow, BusError, DmaMem};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,19 +22,33 @@ pub(super) struct Bar {
 }
 
 /// The eventfd by which a server hears of stores to a BAR's memory.
-pub(super) struct Bell(OwnedFd);
+pub(super) struct Bell {
+    fd: OwnedFd,
+    /// The server says when it sleeps ([`RegionIoFds::WHILE_ASLEEP`]): a store to one that is awake needs no system call.
+    while_asleep: bool,
+}
 
 impl Bell {
     /// `None` for a descriptor that is no eventfd: writing to anything else could wait.
-    pub(super) fn new(fd: OwnedFd) -> Option<Self> {
+    pub(super) fn new(fd: OwnedFd, while_asleep: bool) -> Option<Self> {
         let link = nix::fcntl::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str()).ok()?;
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).ok()?;
-        (link == "anon_inode:[eventfd]").then_some(Self(fd))
+        (link == "anon_inode:[eventfd]").then_some(Self { fd, while_asleep })
     }
 
-    fn ring(&self) {
+    /// Tells the server of a store to `bar`, which is done.
+    fn ring(&self, bar: &Bar, mem: &DmaMem) -> Result<(), BusError> {
+        if self.while_asleep {
+            // Either this sees the word, or the server, which sets it before its last look, sees the store.
+            fence(Ordering::SeqCst);
+            let at = bar.base + (bar.size - RegionIoFds::ASLEEP_LEN) as usize;
+            if mem.load_u32(at, Ordering::Relaxed)? == 0 {
+                return Ok(());
+            }
+        }
         // A full counter wakes as well.
-        let _ = nix::unistd::write(&self.0, &1u64.to_ne_bytes());
+        let _ = nix::unistd::write(&self.fd, &1u64.to_ne_bytes());
+        Ok(())
     }
 }
 
@@ -134,7 +148,6 @@ impl BarWindow for Window {
                 mem.write_bytes(at, &value.to_le_bytes()[..width])
             }
         }?;
-        self.bar.bell.iter().for_each(Bell::ring);
-        Ok(())
+        self.bar.bell.as_ref().map_or(Ok(()), |bell| bell.ring(&self.bar, mem))
     }
 }

@@ -9,8 +9,10 @@ use flowlift_bus::vfio_user::{
 use flowlift_bus::{BarSpec, BusError, ConfigSpace, DeviceModel, DmaMem, PagedBus};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Offset of BAR 0 in configuration space.
@@ -54,6 +56,8 @@ pub(super) struct Function<D> {
     introduced: bool,
     /// The client rings it after each store to memory of a BAR; `None` for one that did not ask for it.
     bell: Option<Arc<EventFd>>,
+    /// Where the client of each mapped BAR looks whether it need ring, for one that does look.
+    asleep: BTreeMap<u32, (DmaMem, usize)>,
 }
 
 impl<D: DeviceModel> Function<D> {
@@ -73,7 +77,17 @@ impl<D: DeviceModel> Function<D> {
             Box::new(DeviceIrqs(Arc::clone(&irqs))),
             mapped,
         );
-        Ok(Self { model, config, bars, msix_bar, memory, irqs, introduced: false, bell: None })
+        Ok(Self {
+            model,
+            config,
+            bars,
+            msix_bar,
+            memory,
+            irqs,
+            introduced: false,
+            bell: None,
+            asleep: BTreeMap::new(),
+        })
     }
 
     pub(super) fn model(&mut self) -> &mut D {
@@ -90,6 +104,15 @@ impl<D: DeviceModel> Function<D> {
         self.bell.as_deref()
     }
 
+    /// Tells the client whether it has to ring. Before a sleep, doorbells have to be looked at once more after this.
+    pub(super) fn set_asleep(&self, asleep: bool) {
+        for (memory, at) in self.asleep.values() {
+            // It lies in the memory: it was looked for there.
+            let _ = memory.store_u32(*at, asleep.into(), Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+    }
+
     /// The client's eventfds.
     pub(super) fn irqs(&self) -> &Irqs {
         &self.irqs
@@ -102,6 +125,7 @@ impl<D: DeviceModel> Function<D> {
         self.irqs.clear();
         self.introduced = false;
         self.bell = None;
+        self.asleep.clear();
     }
 
     fn set_bus_master(&mut self, enabled: bool) {
@@ -239,15 +263,14 @@ impl<D: DeviceModel> Function<D> {
     /// Registers are messages, and memory of a BAR has one eventfd, whatever part of it is stored to.
     fn region_io_fds(&mut self, asked: &RegionIoFds) -> Result<Reply, Errno> {
         let (size, behind) = self.region(asked.index)?;
-        if asked.flags != 0 || asked.count != 0 {
+        if asked.flags & !RegionIoFds::WHILE_ASLEEP != 0 || asked.count != 0 {
             return Err(Errno::EINVAL);
         }
         let head =
             RegionIoFds { argsz: size_of::<RegionIoFds>() as u32, flags: 0, index: asked.index, count: 0 };
-        if !matches!(behind, Behind::Memory(_)) {
-            return Ok(Reply::of(&head));
-        }
-        let head = RegionIoFds { argsz: head.argsz + size_of::<IoEventFd>() as u32, count: 1, ..head };
+        let Behind::Memory(memory) = behind else { return Ok(Reply::of(&head)) };
+        let argsz = head.argsz + size_of::<IoEventFd>() as u32;
+        let head = RegionIoFds { argsz, flags: asked.flags, count: 1, ..head };
         let mut reply = Reply::of(&head);
         // A client with less room is told how much it needs, and asks again.
         if asked.argsz >= head.argsz {
@@ -256,6 +279,10 @@ impl<D: DeviceModel> Function<D> {
                 None => Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?),
             };
             self.bell = Some(Arc::clone(&bell));
+            if asked.flags & RegionIoFds::WHILE_ASLEEP != 0 {
+                let at = (size - RegionIoFds::ASLEEP_LEN) as usize;
+                self.asleep.insert(asked.index, (memory, at));
+            }
             let whole = IoEventFd { offset: 0, size, kind: IoEventFd::TYPE, ..IoEventFd::new_zeroed() };
             reply.body.extend_from_slice(whole.as_bytes());
             reply.bell = Some(bell);

@@ -6,7 +6,8 @@
 //! **One thread, one loop**: messages of the client, a step of the device, again. Doorbells are shared memory, and no store to
 //! one wakes anybody, so the loop looks at them: all the time while there is work and for [`ServerConfig::spin`] after it.
 //! Then it sleeps until the client or a wire has something. A client that asked for the doorbells' eventfd
-//! (GET_REGION_IO_FDS) wakes it by that, and the loop looks on only after a step with much work; for one that did not, sleeps grow from 50 µs to 1 ms, so that its first ring waits
+//! (GET_REGION_IO_FDS) wakes it by that, if it sleeps, and the loop looks on only after a step with much work; for one that did
+//! not, sleeps grow from 50 µs to 1 ms, so that its first ring waits
 //! that long at most. Without a client, or while Bus Master is off, the loop sleeps until something comes.
 //!
 //! Maps of memory without a file descriptor are taken, as QEMU makes them for ROMs, but the device cannot reach them: they
@@ -194,7 +195,21 @@ impl Server {
                 (false, true) => Some(nap),
                 (false, false) => None,
             };
+            let sleeps = is_woken && timeout != Some(Duration::ZERO) && self.function.memory().bus_master();
+            if sleeps {
+                self.function.set_asleep(true);
+                // What was stored before the client could see that is rung by nobody.
+                let report = self.function.model().step();
+                watch_wires |= report.frames > 0;
+                if !report.is_idle() {
+                    self.function.set_asleep(false);
+                    continue;
+                }
+            }
             let woken = self.wait(stop, timeout, watch_wires)?;
+            if sleeps {
+                self.function.set_asleep(false);
+            }
             if woken.stop {
                 break;
             }

@@ -274,12 +274,21 @@ pub struct SparseArea {
 pub struct RegionIoFds {
     /// Asked: the longest reply that the client takes. Answered: the length of the full reply, without header.
     pub argsz: u32,
-    /// 0.
+    /// 0, or [`RegionIoFds::WHILE_ASLEEP`].
     pub flags: u32,
     /// Region.
     pub index: u32,
     /// Asked: 0. Answered: number of sub-regions.
     pub count: u32,
+}
+
+impl RegionIoFds {
+    /// An addition of this project's, asked for by the client and granted in the answer: an eventfd need be written only while
+    /// the last 4 bytes of the region's memory are not 0, which the server sees to before it sleeps. A server that does not know
+    /// it refuses, and is asked again without.
+    pub const WHILE_ASLEEP: u32 = 1 << 31;
+    /// Length of the word in bytes.
+    pub const ASLEEP_LEN: u64 = 4;
 }
 
 /// A sub-region whose writes an eventfd tells of.

@@ -74,6 +74,27 @@ fn the_mapped_bar_answers_messages_too() {
 }
 
 #[test]
+fn a_client_that_looks_whether_the_device_sleeps_is_told_in_memory() {
+    let mut f = function();
+    write(&mut f, region::CONFIG, 4, &[2, 0]).unwrap();
+    let ask = |f: &mut Function<Fl1>, flags| {
+        let asked = RegionIoFds { argsz: 64, flags, index: 2, count: 0 };
+        let reply = f.answer(command::GET_REGION_IO_FDS, asked.as_bytes(), vec![])?;
+        parse::<RegionIoFds>(&reply.body).map(|(head, _)| head.flags)
+    };
+    let last = (8 << 10) - RegionIoFds::ASLEEP_LEN;
+    assert_eq!(ask(&mut f, 1), Err(Errno::EINVAL));
+    assert_eq!(ask(&mut f, 0), Ok(0));
+    f.set_asleep(true);
+    assert_eq!(read(&mut f, 2, last, 4).unwrap(), [0; 4], "nobody asked for it");
+    assert_eq!(ask(&mut f, RegionIoFds::WHILE_ASLEEP), Ok(RegionIoFds::WHILE_ASLEEP));
+    for asleep in [true, false] {
+        f.set_asleep(asleep);
+        assert_eq!(read(&mut f, 2, last, 4).unwrap(), [asleep.into(), 0, 0, 0]);
+    }
+}
+
+#[test]
 fn interrupts_are_assigned_triggered_and_taken_away() {
     let mut f = function();
     let event = nix::sys::eventfd::EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK).unwrap();
