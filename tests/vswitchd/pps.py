@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Numbered UDP packets at a steady rate, and which of them arrive.
 
-  pps.py send ADDRESS RATE SECONDS    sends, then tells how many
+  pps.py send ADDRESS RATE SECONDS    sends RATE * SECONDS packets, then tells how many; held up itself, it does not make up for it
+                                      in a burst, which no queue on the way would hold
   pps.py count ADDRESS TOTAL SECONDS  receives on ADDRESS until SECONDS pass without a packet; prints, of TOTAL packets, how many
-                                      were received, lost, doubled and reordered, and the longest gap in milliseconds, as JSON
+                                      were received, lost, doubled and reordered, the first one's number, and the longest gap in
+                                      milliseconds, as JSON
 """
 import json
 import socket
@@ -14,6 +16,7 @@ import time
 PORT = 7000
 SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>; Python does not name it
 LENGTH = 64
+BURST = 100  # packets at once, at most
 
 
 def send(address, rate, seconds):
@@ -23,6 +26,9 @@ def send(address, rate, seconds):
     number = 0
     while number < total:
         due = min(total, int((time.monotonic() - start) * rate) + 1)
+        if due - number > BURST:
+            start += (due - number - BURST) / rate
+            due = number + BURST
         while number < due:
             try:
                 sock.send(struct.pack("!Q", number).ljust(LENGTH, b"\0"))
@@ -40,7 +46,7 @@ def count(address, total, seconds):
     sock.bind((address, PORT))
     sock.settimeout(15)
     seen = bytearray(total)
-    doubled, reordered, highest, gap, last = 0, 0, -1, 0.0, None
+    doubled, reordered, highest, gap, last, first = 0, 0, -1, 0.0, None, None
     try:
         while True:
             (number,) = struct.unpack("!Q", sock.recv(LENGTH)[:8])
@@ -51,14 +57,16 @@ def count(address, total, seconds):
             if number < highest:
                 reordered += 1
             highest = max(highest, number)
-            if last is not None:
+            if last is None:
+                first = number
+            else:
                 gap = max(gap, now - last)
             last = now
     except TimeoutError:
         pass
     received = sum(seen)
     print(json.dumps({"received": received, "lost": total - received, "doubled": doubled, "reordered": reordered,
-                      "gap_ms": round(gap * 1000, 1)}))
+                      "first": first, "gap_ms": round(gap * 1000, 1)}))
 
 
 if sys.argv[1] == "send":
