@@ -14,6 +14,7 @@ pub mod datagram;
 pub mod host;
 pub mod link;
 pub mod memory;
+mod mmsg;
 pub mod offload;
 pub mod packet;
 mod sockopt;

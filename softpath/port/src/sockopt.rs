@@ -33,6 +33,12 @@ pub(crate) fn set<T: Plain>(
     Ok(())
 }
 
+/// Lets `bytes` of received packets wait in the socket: past the system's limit where we may, otherwise as many as it lets us have.
+pub(crate) fn receive_buffer(socket: &OwnedFd, bytes: libc::c_int) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
+        .or_else(|_| set(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes))
+}
+
 /// Lets nothing be received by the socket: for one that only sends.
 pub(crate) fn receive_nothing(socket: &OwnedFd) -> io::Result<()> {
     // BPF_RET | BPF_K with 0: keep no byte of any packet.

@@ -9,8 +9,9 @@ use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::burst::{BURST, MAX_RECEIVED, SLOT, TAG};
+use crate::mmsg;
 use crate::offload::vnet;
-use crate::sockopt::set;
+use crate::sockopt::{receive_buffer, set};
 
 /// `PACKET_IGNORE_OUTGOING` of `<linux/if_packet.h>`: frames that the host sends are not received.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
@@ -29,10 +30,7 @@ pub(super) fn open(index: u32) -> io::Result<OwnedFd> {
     set(&socket, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &1)?;
     set(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1)?;
     set(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1)?;
-    // Past the system's limit where we may; otherwise as much as the limit lets us have.
-    if set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &RECEIVE_BUFFER).is_err() {
-        set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &RECEIVE_BUFFER)?;
-    }
+    receive_buffer(&socket, RECEIVE_BUFFER)?;
     // SAFETY: all zeros are a valid `sockaddr_ll`, which is integers.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -132,16 +130,7 @@ pub(super) fn receive(
     }
     // SAFETY: `count` messages name two parts and a control buffer each, all writable, distinct, of the lengths told
     // (a slot is TAG + MAX_RECEIVED bytes), and alive until the return.
-    let received = Errno::result(unsafe {
-        libc::recvmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            count,
-            libc::MSG_DONTWAIT as _,
-            std::ptr::null_mut(),
-        )
-    })?;
-    let received = usize::try_from(received).unwrap_or(0);
+    let received = unsafe { mmsg::receive(socket, &mut messages[..count]) }?;
     for (message, out) in messages.iter().zip(out.iter_mut()).take(received) {
         *out = Received {
             len: (message.msg_len as usize).saturating_sub(vnet::LEN),
@@ -197,12 +186,6 @@ pub(super) fn send<'a>(
         message.msg_hdr.msg_iovlen = parts.len();
         count += 1;
     }
-    if count == 0 {
-        return Ok(0);
-    }
-    // SAFETY: `count` messages name two parts each, borrowed for 'a and so alive until the return; the kernel only reads them.
-    let sent = Errno::result(unsafe {
-        libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, libc::MSG_DONTWAIT as _)
-    })?;
-    Ok(usize::try_from(sent).unwrap_or(0))
+    // SAFETY: `count` messages name two parts each, borrowed for 'a and so alive until the return.
+    unsafe { mmsg::send(socket, &mut messages[..count]) }
 }

@@ -19,9 +19,11 @@ use nix::sys::socket::{
 use super::IpVersion;
 use super::gre::{GreTunnel, protocols};
 use crate::burst::{BURST, MAX_RECEIVED, SLOT, TAG};
-use crate::sockopt::{filter, receive_nothing, set};
+use crate::mmsg;
+use crate::sockopt::{filter, receive_buffer, receive_nothing, set};
 
-const RECEIVE_BUFFER: usize = 8 << 20;
+/// Bytes of received packets that may wait in a socket.
+const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 /// `IP_PMTUDISC_DONT` and `IP_PMTUDISC_DO`, the same for IPv6: packets may be fragmented, or have DF set.
 const MAY_FRAGMENT: libc::c_int = 0;
@@ -186,11 +188,7 @@ fn tell_outside(fd: &OwnedFd, version: IpVersion) -> io::Result<()> {
             setsockopt(fd, sockopt::Ipv6RecvTClass, &true)?;
         }
     }
-    // Past the system's limit where we may.
-    if setsockopt(fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-        setsockopt(fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
-    }
-    Ok(())
+    receive_buffer(fd, RECEIVE_BUFFER)
 }
 
 /// A raw socket of a protocol (`IPPROTO_*`).
@@ -305,15 +303,9 @@ impl Sender {
             header.msg_controllen = control_len;
             count += 1;
         }
-        if count == 0 {
-            return Ok(0);
-        }
         // SAFETY: `count` messages name one part each, borrowed for 'a, and an address and control messages of the lengths told,
-        // all alive until the return; the kernel only reads them.
-        let sent = Errno::result(unsafe {
-            libc::sendmmsg(fd.as_raw_fd(), messages.as_mut_ptr(), count, libc::MSG_DONTWAIT as _)
-        })?;
-        Ok(usize::try_from(sent).unwrap_or(0))
+        // all alive until the return.
+        unsafe { mmsg::send(fd.as_fd(), &mut messages[..count]) }
     }
 }
 
@@ -515,16 +507,7 @@ pub(super) fn receive(
     }
     // SAFETY: `count` messages name an address, a part and a control buffer each, all writable, distinct, of the lengths told (a slot
     // is TAG + MAX_RECEIVED bytes), and alive until the return.
-    let received = Errno::result(unsafe {
-        libc::recvmmsg(
-            fd.as_raw_fd(),
-            messages.as_mut_ptr(),
-            count,
-            libc::MSG_DONTWAIT as _,
-            std::ptr::null_mut(),
-        )
-    })?;
-    let received = usize::try_from(received).unwrap_or(0);
+    let received = unsafe { mmsg::receive(fd, &mut messages[..count]) }?;
     for (((message, address), control), out) in
         messages.iter().zip(&addresses).zip(&controls).zip(out.iter_mut()).take(received)
     {
