@@ -265,7 +265,7 @@ impl Forwarder {
         }
     }
 
-    /// Queues what the host sent by a representor for the port that it stands for. True if there was something.
+    /// Queues what the host sent by a representor for the port that it stands for; how many packets it was.
     fn receive_from_host(&mut self, n: u64) -> usize {
         let Self { nic: Some(nic), exits, burst, epoll, .. } = self else { return 0 };
         let port = NicPort(u16::try_from(n).unwrap_or(0));
@@ -300,16 +300,19 @@ impl Forwarder {
         self.exits.upcalls.set_targets(dp, Some(targets));
     }
 
+    fn inlet(&self, dp: DpIndex, port: PortNo) -> Option<&Inlet> {
+        self.inlets.iter().flatten().find(|inlet| (inlet.dp, inlet.port) == (dp, port))
+    }
+
     /// What a port of the host counted, and its upcalls sent and lost.
     pub fn port_counters(&self, dp: DpIndex, port: PortNo) -> (Option<PortStats>, (u64, u64)) {
-        let inlet = self.inlets.iter().flatten().find(|i| (i.dp, i.port) == (dp, port));
-        (inlet.map(|inlet| inlet.source.stats()), self.exits.upcalls.counters(dp, port))
+        let stats = self.inlet(dp, port).map(|inlet| inlet.source.stats());
+        (stats, self.exits.upcalls.counters(dp, port))
     }
 
     /// True if a port of the host has its device, wherever that is, or is none of the host.
     pub fn has_device(&self, dp: DpIndex, port: PortNo) -> bool {
-        let inlet = self.inlets.iter().flatten().find(|i| (i.dp, i.port) == (dp, port));
-        inlet.is_none_or(|inlet| inlet.source.has_device())
+        self.inlet(dp, port).is_none_or(|inlet| inlet.source.has_device())
     }
 
     /// True if a port of the NIC has a representor whose device is there, wherever that is.
@@ -325,8 +328,7 @@ impl Forwarder {
 
     /// Tells a port its device's MTU.
     pub fn set_mtu(&self, dp: DpIndex, port: PortNo, mtu: u32) {
-        let inlet = self.inlets.iter().flatten().find(|i| (i.dp, i.port) == (dp, port));
-        if let Some(inlet) = inlet {
+        if let Some(inlet) = self.inlet(dp, port) {
             inlet.source.set_mtu(mtu);
         }
     }

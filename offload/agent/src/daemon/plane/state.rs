@@ -37,13 +37,14 @@ enum SavedKind {
     Netdev,
     Internal,
     /// A tunnel of its own.
-    Tunnel(SavedTunnel),
+    Tunnel(#[serde(with = "SavedTunnel")] TunnelKind),
     /// A tunnel by a device, with the device's MTU.
-    TunnelDevice(SavedTunnel, u32),
+    TunnelDevice(#[serde(with = "SavedTunnel")] TunnelKind, u32),
 }
 
-/// A tunnel's protocol and UDP port.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A tunnel's protocol and UDP port, as they are saved.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "TunnelKind")]
 enum SavedTunnel {
     Vxlan { dst_port: u16, gbp: bool },
     Geneve { dst_port: u16 },
@@ -51,32 +52,6 @@ enum SavedTunnel {
     Ip6gretap,
     Erspan,
     Ip6erspan,
-}
-
-impl From<TunnelKind> for SavedTunnel {
-    fn from(kind: TunnelKind) -> Self {
-        match kind {
-            TunnelKind::Vxlan { dst_port, gbp } => Self::Vxlan { dst_port, gbp },
-            TunnelKind::Geneve { dst_port } => Self::Geneve { dst_port },
-            TunnelKind::Gretap => Self::Gretap,
-            TunnelKind::Ip6gretap => Self::Ip6gretap,
-            TunnelKind::Erspan => Self::Erspan,
-            TunnelKind::Ip6erspan => Self::Ip6erspan,
-        }
-    }
-}
-
-impl From<SavedTunnel> for TunnelKind {
-    fn from(saved: SavedTunnel) -> Self {
-        match saved {
-            SavedTunnel::Vxlan { dst_port, gbp } => Self::Vxlan { dst_port, gbp },
-            SavedTunnel::Geneve { dst_port } => Self::Geneve { dst_port },
-            SavedTunnel::Gretap => Self::Gretap,
-            SavedTunnel::Ip6gretap => Self::Ip6gretap,
-            SavedTunnel::Erspan => Self::Erspan,
-            SavedTunnel::Ip6erspan => Self::Ip6erspan,
-        }
-    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -129,9 +104,9 @@ impl Plane {
             (VportKind::Netdev, None) => SavedKind::Netdev,
             (VportKind::Netdev, Some(tunnel)) => {
                 let mtu = self.show_tunnel_device(&port.name).map_or(0, |device| device.mtu);
-                SavedKind::TunnelDevice(tunnel.into(), mtu)
+                SavedKind::TunnelDevice(tunnel, mtu)
             }
-            (_, Some(tunnel)) => SavedKind::Tunnel(tunnel.into()),
+            (_, Some(tunnel)) => SavedKind::Tunnel(tunnel),
             (VportKind::Gre | VportKind::Vxlan { .. } | VportKind::Geneve { .. }, None) => SavedKind::Netdev,
         }
     }
@@ -141,13 +116,13 @@ impl Plane {
         Ok(match saved {
             SavedKind::Netdev => VportKind::Netdev,
             SavedKind::Internal => VportKind::Internal,
-            SavedKind::Tunnel(tunnel) => match tunnel.into() {
+            SavedKind::Tunnel(tunnel) => match tunnel {
                 TunnelKind::Vxlan { dst_port, gbp } => VportKind::Vxlan { dst_port, gbp },
                 TunnelKind::Geneve { dst_port } => VportKind::Geneve { dst_port },
                 _ => VportKind::Gre,
             },
             SavedKind::TunnelDevice(tunnel, mtu) => {
-                self.add_tunnel_device(TunnelDevice { name: name.into(), kind: tunnel.into(), mtu })?;
+                self.add_tunnel_device(TunnelDevice { name: name.into(), kind: tunnel, mtu })?;
                 VportKind::Netdev
             }
         })
