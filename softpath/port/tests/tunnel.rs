@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
 use flowlift_port::tunnel::{Erspan, Gbp, IpVersion, Options};
-use flowlift_port::{Burst, Frame, TunnelInfo, TunnelKind, TunnelPort};
+use flowlift_port::{Burst, BurstSource, Frame, PacketPort, TunnelInfo, TunnelKind, TunnelPort};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -134,6 +134,34 @@ fn gre_and_erspan_carry_frames_and_tell_what_was_outside() {
                 }
             }
             assert_eq!((gre.stats().rx_malformed, erspan.stats().rx_malformed), (0, 0));
+        }
+    });
+}
+
+#[test]
+fn outer_ipv6_has_the_kernel_datapaths_header() {
+    inside("outer_ipv6_has_the_kernel_datapaths_header", || {
+        let kinds = [
+            (TunnelKind::Geneve { port: 6081 }, 17),
+            (TunnelKind::Vxlan { port: 4789, gbp: false }, 17),
+            (TunnelKind::Gre(IpVersion::V6), 47),
+        ];
+        for (kind, protocol) in kinds {
+            let port = TunnelPort::open(kind).unwrap();
+            let mut wire = PacketPort::open("lo").unwrap();
+            let info =
+                TunnelInfo { dst: loopback(IpVersion::V6), tos: 0x28, ttl: 17, ..TunnelInfo::default() };
+            let mut sender = port.sender();
+            sender.send(&info, Frame::new(&frame(0, 60))).unwrap();
+            sender.flush().unwrap();
+            let (mut burst, mut seen, start) = (Burst::new(), Vec::new(), Instant::now());
+            while seen.is_empty() && start.elapsed() < Duration::from_secs(5) {
+                wire.receive_burst(&mut burst, &mut |frame| seen.push(frame.data.to_vec())).unwrap();
+            }
+            let outer = seen.iter().find(|frame| frame[12..14] == [0x86, 0xdd] && frame[20] == protocol);
+            let outer = outer.unwrap_or_else(|| panic!("{kind:?}: {seen:x?}"));
+            // Version, traffic class, no flow label; next header and hop limit behind the length.
+            assert_eq!((&outer[14..18], outer[21]), (&[0x62, 0x80, 0, 0][..], 17), "{kind:?}: {outer:x?}");
         }
     });
 }

@@ -259,6 +259,8 @@ impl Sender {
             IpVersion::V4 => set(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &discover)?,
             IpVersion::V6 => {
                 set(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &discover)?;
+                // A tunnel's key has no flow label, so the kernel's tunnels send 0; the host would make one up.
+                set(&fd, libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, &0)?;
                 if way.checksum {
                     set(&fd, libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM, &UDP_CHECKSUM)?;
                 }
