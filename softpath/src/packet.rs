@@ -186,10 +186,10 @@ impl Packet {
         self.egress_tunnel.set(tunnel);
     }
 
-    /// True if nothing is to be told to whoever sends the packet but its bytes.
+    /// True for a frame of which nothing is to be told to whoever sends it but its bytes.
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
-        self.offload.is_none() && !self.egress_tunnel.present
+        self.offload.is_none() && !self.egress_tunnel.present && self.packet_type.is_ethernet()
     }
 
     /// The five-tuple hash, if one was taken on the packet's way or set.

@@ -9,7 +9,7 @@ use crate::actions::{
 };
 use crate::extract::{KeyBuf, extract_packet};
 use crate::meter::{self, MeterConfig, MeterError};
-use crate::packet::Packet;
+use crate::packet::{Packet, PacketType};
 use crate::stats::{Counters, FlowStats};
 use crate::table::FlowId;
 use crate::worker::{Dropped, Sink, Upcall, upcall_miss};
@@ -191,6 +191,17 @@ impl<S: Sink> actions::Sink for Pass<'_, S> {
 
     fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
         self.sink.output_tunnel(port, packet, offload, tunnel);
+    }
+
+    fn output_bare(
+        &mut self,
+        port: PortNo,
+        packet: &[u8],
+        packet_type: PacketType,
+        offload: Option<Offload>,
+        tunnel: Option<&Key>,
+    ) {
+        self.sink.output_bare(port, packet, packet_type, offload, tunnel);
     }
 
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {

@@ -20,7 +20,7 @@ use crate::datapath::{Shared, WorkerShared};
 use crate::extract::{KeyBuf, Layers, extract_into, extract_packet};
 use crate::isa::{Isa, Job};
 use crate::meter::MeterView;
-use crate::packet::{Packet, finish};
+use crate::packet::{Packet, PacketType, finish};
 use crate::stats::Counters;
 use crate::table::index::tag_of;
 use crate::table::rcu::{Guard, Reader, View, prefetch};
@@ -76,6 +76,25 @@ pub trait Sink {
         match offload {
             Some(offload) => self.output_unfinished(port, packet, offload),
             None => self.output(port, packet),
+        }
+    }
+
+    /// As [`Sink::output`], a packet that is no Ethernet frame: `packet_type` says what it begins with. `offload` and `tunnel` as in the
+    /// others.    /// By default it goes where frames go.
+    #[cold]
+    fn output_bare(
+        &mut self,
+        port: PortNo,
+        packet: &[u8],
+        packet_type: PacketType,
+        offload: Option<Offload>,
+        tunnel: Option<&Key>,
+    ) {
+        let _ = packet_type;
+        match (tunnel, offload) {
+            (Some(tunnel), _) => self.output_tunnel(port, packet, offload, tunnel),
+            (None, Some(offload)) => self.output_unfinished(port, packet, offload),
+            (None, None) => self.output(port, packet),
         }
     }
 
@@ -478,6 +497,17 @@ impl<S: Sink> actions::Sink for Run<'_, '_, S> {
 
     fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
         self.sink.output_tunnel(port, packet, offload, tunnel);
+    }
+
+    fn output_bare(
+        &mut self,
+        port: PortNo,
+        packet: &[u8],
+        packet_type: PacketType,
+        offload: Option<Offload>,
+        tunnel: Option<&Key>,
+    ) {
+        self.sink.output_bare(port, packet, packet_type, offload, tunnel);
     }
 
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {

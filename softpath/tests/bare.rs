@@ -6,8 +6,9 @@ mod common;
 
 use common::*;
 use flowlift_flow::text::{NoNames, key_text, parse_actions, parse_match};
-use flowlift_flow::{Flow, key::eth_type};
-use flowlift_softpath::{Config, Datapath, Packet, Reference};
+use flowlift_flow::{Flow, Key, PortNo, key::eth_type};
+use flowlift_softpath::packet::PacketType;
+use flowlift_softpath::{Config, Datapath, Offload, Packet, Reference, Sink, Upcall};
 
 fn flow_text(matching: &str, actions: &str) -> Flow {
     let (matching, _) = parse_match(matching, &NoNames).unwrap_or_else(|e| panic!("{matching}: {e}"));
@@ -82,4 +83,73 @@ fn nsh_carries_bare_packets_too() {
     let events = run(&flows, &packet(&frame, 1));
     let [Event::Output(2, sent)] = &events[..] else { panic!("{events:?}") };
     assert_eq!((&sent[12..14], &sent[14..]), (&[8u8, 0][..], &frame[14..]));
+}
+
+/// A packet as it was told to whoever sends it: the port, what it begins with, its first byte.
+#[derive(Debug, Default, PartialEq)]
+struct Told {
+    sent: Vec<(u32, PacketType, u8)>,
+    upcalls: Vec<(Key, u8)>,
+}
+
+impl Sink for Told {
+    fn output(&mut self, port: PortNo, packet: &[u8]) {
+        self.sent.push((port.0, PacketType::ETHERNET, packet[0]));
+    }
+
+    fn output_bare(
+        &mut self,
+        port: PortNo,
+        packet: &[u8],
+        packet_type: PacketType,
+        _: Option<Offload>,
+        tunnel: Option<&Key>,
+    ) {
+        assert!(tunnel.is_none_or(|tunnel| tunnel.tun_id.get() == 7));
+        self.sent.push((port.0 + if tunnel.is_some() { 100 } else { 0 }, packet_type, packet[0]));
+    }
+
+    fn upcall(&mut self, upcall: Upcall<'_>) -> bool {
+        let Upcall::Action(action) = upcall else { panic!("{upcall:?}") };
+        self.upcalls.push((action.key.clone(), action.packet[0]));
+        true
+    }
+}
+
+#[test]
+fn whoever_sends_a_packet_is_told_what_it_begins_with() {
+    let frame = udp(3, 4);
+    let flow = flow_text(
+        "recirc_id(0),in_port(1),packet_type(ns=1,id=0x800),eth_type(0x0800),ipv4(frag=no)",
+        "2,set(tunnel(tun_id=0x7,dst=192.0.2.1,ttl=64,flags(key))),3,userspace(pid=5),\
+         push_eth(src=0a:00:00:00:00:01,dst=0a:00:00:00:00:02),userspace(pid=5)",
+    );
+    let other = flow_text(
+        "recirc_id(0),in_port(1),packet_type(ns=0,id=0),eth(),eth_type(0x0800),ipv4(frag=no)",
+        "4,pop_eth,5,userspace(pid=5)",
+    );
+    // As out of a tunnel that carries such packets, then a frame in the same buffer.
+    let mut bare = packet(&frame[14..], 1);
+    bare.packet_type = PacketType::IPV4;
+    let mut again = bare.clone();
+    again.fill(&frame, bare.metadata);
+    let mut dp = Datapath::new(Config { seed: Some(1), ..Config::default() });
+    let mut reference = Reference::new(6, 1);
+    for flow in [&flow, &other] {
+        dp.put(flow).unwrap();
+        reference.put(flow).unwrap();
+    }
+    let (mut told, mut by_reference) = (Told::default(), Told::default());
+    let mut worker = dp.worker();
+    for packet in [&bare, &again] {
+        worker.process_one(&mut packet.clone(), 0, &mut told);
+        reference.process(&mut packet.clone(), 0, &mut by_reference);
+    }
+    assert_eq!(told, by_reference);
+    let (ethernet, ipv4) = (PacketType::ETHERNET, PacketType::IPV4);
+    assert_eq!(told.sent, [(2, ipv4, 0x45), (103, ipv4, 0x45), (4, ethernet, 2), (5, ipv4, 0x45)]);
+    // The user reads from the key whether there is an Ethernet header.
+    let keys = told.upcalls.iter().map(|(key, first)| (PacketType(key.packet_type.get()), *first));
+    assert_eq!(keys.collect::<Vec<_>>(), [(ipv4, 0x45), (ethernet, 0x0a), (ipv4, 0x45)]);
+    assert!(told.upcalls.iter().all(|(key, _)| (key.eth_type.get(), key.ip_proto) == (eth_type::IPV4, 17)));
 }

@@ -239,11 +239,18 @@ pub enum TunnelKind {
         /// Group-based policy.
         gbp: bool,
     },
+    /// VXLAN-GPE, whose packets may be without an Ethernet header.
+    VxlanGpe {
+        /// UDP port.
+        dst_port: u16,
+    },
     /// Geneve.
     Geneve {
         /// UDP port.
         dst_port: u16,
     },
+    /// GRE over IPv4, whose packets may be without an Ethernet header.
+    Gre,
     /// Ethernet over GRE, over IPv4.
     Gretap,
     /// Ethernet over GRE, over IPv6.
@@ -255,11 +262,25 @@ pub enum TunnelKind {
 }
 
 impl TunnelKind {
+    /// True if both would take the same packets, so that there cannot be one beside the other.
+    pub fn overlaps(self, other: Self) -> bool {
+        let same_udp_port = self.udp_port().is_some() && self.udp_port() == other.udp_port();
+        let both_gre = [self, other].iter().all(|kind| matches!(kind, Self::Gre | Self::Gretap));
+        self == other || same_udp_port || both_gre
+    }
+
+    /// True if packets without an Ethernet header come and go by it.
+    pub fn carries_bare(self) -> bool {
+        matches!(self, Self::VxlanGpe { .. } | Self::Gre)
+    }
+
     /// Its UDP port, if it is over UDP.
     pub fn udp_port(self) -> Option<u16> {
         match self {
-            Self::Vxlan { dst_port, .. } | Self::Geneve { dst_port } => Some(dst_port),
-            Self::Gretap | Self::Ip6gretap | Self::Erspan | Self::Ip6erspan => None,
+            Self::Vxlan { dst_port, .. } | Self::VxlanGpe { dst_port } | Self::Geneve { dst_port } => {
+                Some(dst_port)
+            }
+            Self::Gre | Self::Gretap | Self::Ip6gretap | Self::Erspan | Self::Ip6erspan => None,
         }
     }
 }

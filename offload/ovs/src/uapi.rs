@@ -60,6 +60,7 @@ pub mod link {
     pub const VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
     pub const VXLAN_GBP: u16 = 23;
     pub const VXLAN_COLLECT_METADATA: u16 = 25;
+    pub const VXLAN_GPE: u16 = 27;
 
     pub const GENEVE_PORT: u16 = 5;
     pub const GENEVE_COLLECT_METADATA: u16 = 6;

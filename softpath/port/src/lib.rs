@@ -34,7 +34,7 @@ pub use offload::Offload;
 pub use packet::{PacketPort, PacketSender};
 pub use stats::PortStats;
 pub use tap::{InternalConfig, InternalPort, TapPort, TapSender};
-pub use tunnel::{TunnelInfo, TunnelKind, TunnelPort, TunnelSender};
+pub use tunnel::{HeaderError, TunnelInfo, TunnelKind, TunnelPort, TunnelSender};
 
 /// The longest frame that any port takes or gives, in bytes: what capture programs use as the largest snapshot length.
 pub const MAX_FRAME: usize = 262_144;
@@ -161,6 +161,9 @@ pub enum PortError {
     /// What the frame's sender left to do cannot be done.
     #[error(transparent)]
     Unfinished(#[from] offload::CannotFinish),
+    /// A tunnel does not carry such a packet.
+    #[error(transparent)]
+    NotCarried(#[from] HeaderError),
     /// A capture file is damaged.
     #[error(transparent)]
     Capture(#[from] CaptureError),

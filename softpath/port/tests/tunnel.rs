@@ -3,8 +3,8 @@
 //! A port sends to itself, over the loopback device, and tells what was outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
-use flowlift_port::tunnel::{Erspan, Gbp, IpVersion, Options};
-use flowlift_port::{Burst, BurstSource, Frame, PacketPort, TunnelInfo, TunnelKind, TunnelPort};
+use flowlift_port::tunnel::{ETHERNET, Erspan, Gbp, HeaderError, IpVersion, Options};
+use flowlift_port::{Burst, BurstSource, Frame, PacketPort, PortError, TunnelInfo, TunnelKind, TunnelPort};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -162,6 +162,51 @@ fn outer_ipv6_has_the_kernel_datapaths_header() {
             let outer = outer.unwrap_or_else(|| panic!("{kind:?}: {seen:x?}"));
             // Version, traffic class, no flow label; next header and hop limit behind the length.
             assert_eq!((&outer[14..18], outer[21]), (&[0x62, 0x80, 0, 0][..], 17), "{kind:?}: {outer:x?}");
+        }
+    });
+}
+
+#[test]
+fn packets_without_an_ethernet_header_come_with_their_protocol() {
+    inside("packets_without_an_ethernet_header_come_with_their_protocol", || {
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let mut gpe = TunnelPort::open(TunnelKind::VxlanGpe { port: 4790 }).unwrap();
+            let mut gre = TunnelPort::open(TunnelKind::AnyGre(version)).unwrap();
+            let mut erspan = TunnelPort::open(TunnelKind::Erspan(version)).unwrap();
+            for outside in outsides(version) {
+                for protocol in [ETHERNET, 0x0800, 0x86dd, 0x894f, 0x8847] {
+                    let info = TunnelInfo { protocol, id: Some(9), ..outside.clone() };
+                    there_and_back(&mut gre, &info);
+                    there_and_back(&mut gpe, &TunnelInfo { dst_port: 4790, ..info });
+                }
+                // GRE has a number for everything.
+                there_and_back(&mut gre, &TunnelInfo { protocol: 0x88b5, ..outside });
+            }
+            let to = TunnelInfo { dst: loopback(version), id: Some(9), ..TunnelInfo::default() };
+            there_and_back(
+                &mut erspan,
+                &TunnelInfo { erspan: Some(Erspan::V1 { index: 7 }), ttl: 9, ..to.clone() },
+            );
+            for port in [&gpe, &gre, &erspan] {
+                assert_eq!(port.stats().rx_malformed, 0, "{port:?}");
+            }
+
+            // What the protocol at hand has no number for, and what is too short for what it should be.
+            let lldp = TunnelInfo { protocol: 0x88cc, ..to.clone() };
+            let refused = gpe.sender().send(&lldp, Frame::new(&frame(0, 60)));
+            assert!(
+                matches!(refused, Err(PortError::NotCarried(HeaderError::Protocol(0x88cc)))),
+                "{refused:?}"
+            );
+            assert_eq!(gpe.stats().tx_errors, 1);
+            let mut sender = gre.sender();
+            for (protocol, len) in [(ETHERNET, 13), (0x0800, 19), (0x86dd, 39), (0x8847, 0), (0x8847, 1)] {
+                sender.send(&TunnelInfo { protocol, ..to.clone() }, Frame::new(&[0x11; 40][..len])).unwrap();
+            }
+            sender.flush().unwrap();
+            let last = take(&mut gre, 1);
+            assert_eq!((last[0].0.protocol, last[0].1.len()), (0x8847, 1));
+            assert_eq!(gre.stats().rx_runts, 4);
         }
     });
 }

@@ -7,7 +7,7 @@ use super::{
     hash, l2, l3, l4, vxlan,
 };
 use crate::extract::{KeyBuf, L3Kind, L4Kind, Layers, extract_packet};
-use crate::packet::{FlowHash, Outgoing, Packet, finish};
+use crate::packet::{FlowHash, Outgoing, Packet, PacketType, finish};
 use flowlift_flow::action::{HashAlg, VxlanHeader};
 use flowlift_flow::{Key, PortNo};
 
@@ -38,7 +38,11 @@ fn output<S: Sink>(sink: &mut S, port: PortNo, packet: &mut Packet) {
     if packet.is_plain() {
         return sink.output(port, packet.take_for_output());
     }
+    let packet_type = packet.packet_type;
     match packet.take_with_all() {
+        Outgoing { bytes, offload, tunnel } if !packet_type.is_ethernet() => {
+            sink.output_bare(port, bytes, packet_type, offload, tunnel);
+        }
         Outgoing { bytes, offload, tunnel: Some(tunnel) } => sink.output_tunnel(port, bytes, offload, tunnel),
         Outgoing { bytes, offload: Some(offload), tunnel: None } => {
             sink.output_unfinished(port, bytes, offload)
@@ -88,12 +92,15 @@ impl<S: Sink> Run<'_, S> {
             Op::Userspace(to) => {
                 let hash = packet.flow_hash.known();
                 let whole = packet.len();
+                // Whether the packet begins with an Ethernet header is read from the key.
+                let retyped = (packet.packet_type.0 != self.key.packet_type.get())
+                    .then(|| retyped(self.key, packet.packet_type));
                 let Outgoing { bytes, offload, tunnel: egress_tunnel } = packet.take_with_all();
                 let cut = whole - bytes.len();
                 let actions = to.actions.as_deref();
                 finish(bytes, offload, |packet| {
                     self.sink.upcall(ActionUpcall {
-                        key: self.key,
+                        key: retyped.as_deref().unwrap_or(self.key),
                         userspace: &to.userspace,
                         actions,
                         packet,
@@ -346,6 +353,18 @@ enum Cut {
     Taken,
     /// It waits for the next output behind the list.
     Ignored,
+}
+
+/// The key of a packet whose Ethernet header came or went.
+#[cold]
+fn retyped(key: &Key, packet_type: PacketType) -> Box<Key> {
+    let mut key = Box::new(key.clone());
+    if !packet_type.is_ethernet() {
+        (key.eth_src, key.eth_dst, key.vlan) = Default::default();
+        key.eth_type = packet_type.eth_type().into();
+    }
+    key.packet_type = packet_type.0.into();
+    key
 }
 
 fn set_metadata(field: &mut u32, new: Bits<u32>) {

@@ -27,7 +27,7 @@ mod vxlan;
 pub use compile::compile;
 pub use execute::execute;
 
-use crate::packet::{Packet, finish};
+use crate::packet::{Packet, PacketType, finish};
 use flowlift_flow::action::{HashAlg, Userspace, VxlanHeader};
 use flowlift_flow::{Action, Key, PortNo};
 use flowlift_port::Offload;
@@ -213,7 +213,8 @@ struct Psample {
 /// A packet for the user, asked for by an action. A miss is the datapath's own upcall.
 #[derive(Debug, Clone, Copy)]
 pub struct ActionUpcall<'a> {
-    /// The key with which the packet came to this flow, whatever actions changed since (U11).
+    /// The key with which the packet came to this flow, whatever actions changed since (U11), but that it says whether `packet` begins
+    /// with an Ethernet header.
     pub key: &'a Key,
     /// The action's arguments.
     pub userspace: &'a Userspace,
@@ -283,6 +284,25 @@ pub trait Sink {
         match offload {
             Some(offload) => self.output_unfinished(port, packet, offload),
             None => self.output(port, packet),
+        }
+    }
+
+    /// As [`Sink::output`], a packet that is no Ethernet frame: `packet_type` says what it begins with. `offload` and `tunnel` as in the
+    /// others.    /// By default it goes where frames go.
+    #[cold]
+    fn output_bare(
+        &mut self,
+        port: PortNo,
+        packet: &[u8],
+        packet_type: PacketType,
+        offload: Option<Offload>,
+        tunnel: Option<&Key>,
+    ) {
+        let _ = packet_type;
+        match (tunnel, offload) {
+            (Some(tunnel), _) => self.output_tunnel(port, packet, offload, tunnel),
+            (None, Some(offload)) => self.output_unfinished(port, packet, offload),
+            (None, None) => self.output(port, packet),
         }
     }
 

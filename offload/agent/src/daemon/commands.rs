@@ -135,14 +135,19 @@ impl Daemon {
             datapaths.iter().map(|(index, status)| (*index, status.name.clone())).collect();
         let (nic, routes) =
             stopped(self.forwarder.call(move |f| (nic_status(f, &names), f.route_counters())))?;
-        let RouteCounters { no_port, nic_full, dropped } = routes;
+        let RouteCounters { no_port, nic_full, dropped, no_ethernet } = routes;
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             datapaths: datapaths.into_iter().map(|(_, status)| status).collect(),
             nic,
-            dropped: BTreeMap::from([("no_port", no_port), ("nic_full", nic_full), ("by_actions", dropped)]),
+            dropped: BTreeMap::from([
+                ("no_port", no_port),
+                ("nic_full", nic_full),
+                ("by_actions", dropped),
+                ("no_ethernet", no_ethernet),
+            ]),
             requests,
         };
         if as_json { json(&status) } else { Ok(status.text()) }

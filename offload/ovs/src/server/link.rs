@@ -16,8 +16,9 @@ pub const TUNNEL_DEVICES: [&[u8]; 6] =
     [b"vxlan_sys", b"genev_sys", b"gre_sys", b"ip6gre_sys", b"erspan_sys", b"ip6erspan_sys"];
 /// `IFF_UP` and `IFF_RUNNING`, as a device has them that works.
 const UP: u32 = 0x41;
-/// `ARPHRD_ETHER`.
+/// `ARPHRD_ETHER` and `ARPHRD_NONE`.
 const ETHERNET: u16 = 1;
+const NONE: u16 = 0xfffe;
 /// `IFNAMSIZ`.
 const NAME_MAX: usize = 16;
 /// Largest MTU, as for the kernel's tunnel devices: what an IP packet has room for.
@@ -133,9 +134,15 @@ fn kind(found: &Found<'_>) -> Result<TunnelKind, Failure> {
                 link::VXLAN_UDP_ZERO_CSUM6_RX,
                 link::VXLAN_GBP,
                 link::VXLAN_COLLECT_METADATA,
+                link::VXLAN_GPE,
             ];
-            let (gbp, learning) = (flag(link::VXLAN_GBP), on(link::VXLAN_LEARNING));
-            let kind = TunnelKind::Vxlan { dst_port: port(link::VXLAN_PORT)?, gbp };
+            let dst_port = port(link::VXLAN_PORT)?;
+            let learning = on(link::VXLAN_LEARNING);
+            let kind = match (flag(link::VXLAN_GBP), flag(link::VXLAN_GPE)) {
+                (true, true) => return Err(invalid("VXLAN-GPE has no group policy")),
+                (false, true) => TunnelKind::VxlanGpe { dst_port },
+                (gbp, false) => TunnelKind::Vxlan { dst_port, gbp },
+            };
             (kind, known, on(link::VXLAN_COLLECT_METADATA) && !learning)
         }
         "geneve" => {
@@ -145,6 +152,7 @@ fn kind(found: &Found<'_>) -> Result<TunnelKind, Failure> {
         }
         gre => {
             let kind = match gre {
+                "gre" => TunnelKind::Gre,
                 "gretap" => TunnelKind::Gretap,
                 "ip6gretap" => TunnelKind::Ip6gretap,
                 "erspan" => TunnelKind::Erspan,
@@ -167,7 +175,8 @@ fn kind(found: &Found<'_>) -> Result<TunnelKind, Failure> {
 fn put(device: &TunnelDevice, header: Header, port: u32, out: &mut Vec<u8>) {
     let start = begin_raw(out, link::NEWLINK, 0, header.seq, port);
     out.extend_from_slice(&[0, 0]);
-    out.extend_from_slice(&ETHERNET.to_ne_bytes());
+    let link_type = if device.kind.carries_bare() { NONE } else { ETHERNET };
+    out.extend_from_slice(&link_type.to_ne_bytes());
     // No index: the host has no such device.
     out.extend_from_slice(&0i32.to_ne_bytes());
     out.extend_from_slice(&UP.to_ne_bytes());
@@ -177,8 +186,9 @@ fn put(device: &TunnelDevice, header: Header, port: u32, out: &mut Vec<u8>) {
     w.put(link::MTU, &device.mtu.to_ne_bytes());
     let info = w.begin(link::LINKINFO);
     let kind = match device.kind {
-        TunnelKind::Vxlan { .. } => "vxlan",
+        TunnelKind::Vxlan { .. } | TunnelKind::VxlanGpe { .. } => "vxlan",
         TunnelKind::Geneve { .. } => "geneve",
+        TunnelKind::Gre => "gre",
         TunnelKind::Gretap => "gretap",
         TunnelKind::Ip6gretap => "ip6gretap",
         TunnelKind::Erspan => "erspan",
@@ -187,12 +197,14 @@ fn put(device: &TunnelDevice, header: Header, port: u32, out: &mut Vec<u8>) {
     w.put(link::INFO_KIND, &[kind.as_bytes(), &[0]].concat());
     let data = w.begin(link::INFO_DATA);
     match device.kind {
-        TunnelKind::Vxlan { dst_port, gbp } => {
+        TunnelKind::Vxlan { dst_port, .. } | TunnelKind::VxlanGpe { dst_port } => {
             w.put(link::VXLAN_LEARNING, &[0]);
             w.put(link::VXLAN_PORT, &dst_port.to_be_bytes());
             w.put(link::VXLAN_UDP_ZERO_CSUM6_RX, &[1]);
-            if gbp {
-                w.put(link::VXLAN_GBP, &[]);
+            match device.kind {
+                TunnelKind::Vxlan { gbp: true, .. } => w.put(link::VXLAN_GBP, &[]),
+                TunnelKind::VxlanGpe { .. } => w.put(link::VXLAN_GPE, &[]),
+                _ => {}
             }
             w.put(link::VXLAN_COLLECT_METADATA, &[1]);
         }

@@ -87,7 +87,13 @@ fn every_kind_of_device_is_shown_as_it_was_made() {
     // IFLA_GRE_COLLECT_METADATA; IFLA_GENEVE_COLLECT_METADATA, UDP_ZERO_CSUM6_RX, PORT.
     let gre = attr(18, &[]);
     let geneve = [attr(6, &[]), attr(10, &[1]), attr(5, &6081u16.to_be_bytes())].concat();
+    // As VXLAN's, with GPE in place of GBP.
+    let gpe =
+        [attr(7, &[0]), attr(25, &[1]), attr(20, &[1]), attr(27, &[]), attr(15, &4790u16.to_be_bytes())];
+    let gpe = gpe.concat();
     let cases = [
+        ("vxlan_sys_4790", "vxlan", &gpe, TunnelKind::VxlanGpe { dst_port: 4790 }),
+        ("gre_sys_l3", "gre", &gre, TunnelKind::Gre),
         ("genev_sys_6081", "geneve", &geneve, TunnelKind::Geneve { dst_port: 6081 }),
         ("gre_sys", "gretap", &gre, TunnelKind::Gretap),
         ("ip6gre_sys", "ip6gretap", &gre, TunnelKind::Ip6gretap),
@@ -102,7 +108,12 @@ fn every_kind_of_device_is_shown_as_it_was_made() {
             "{name}"
         );
         assert_eq!(client.backend.tunnel_device(name).unwrap().kind, made);
-        let (shown_kind, mut shown) = shown(&link(&mut client, GET, 0, &attr_name(3, name)));
+        let got = link(&mut client, GET, 0, &attr_name(3, name));
+        // ARPHRD_ETHER or ARPHRD_NONE.
+        let bare = matches!(made, TunnelKind::VxlanGpe { .. } | TunnelKind::Gre);
+        let link_type = if bare { 0xfffe_u16 } else { 1 };
+        assert_eq!(got.only().body[2..4], link_type.to_ne_bytes(), "{name}");
+        let (shown_kind, mut shown) = shown(&got);
         let mut wanted = attrs(data);
         shown.sort();
         wanted.sort();
@@ -116,16 +127,16 @@ fn devices_that_are_no_tunnels_of_open_vswitch_are_refused() {
     let gre = attr(18, &[]);
     let learning = [attr(25, &[1]), attr(15, &4789u16.to_be_bytes()), attr(7, &[1])].concat();
     let of_its_own = [attr(15, &4789u16.to_be_bytes()), attr(1, &[1, 0, 0, 0])].concat();
-    // VXLAN-GPE, and a port of 0.
+    // VXLAN-GPE with a group policy, and a port of 0.
     let gpe = [vxlan(4790), attr(27, &[])].concat();
     let cases: [(&str, &str, &[u8], i32); 9] = [
         ("eth0", "vxlan", &vxlan(4789), 95),
         ("vxlan_system", "vxlan", &vxlan(4789), 95),
         ("vxlan_sys_4789", "vxlan", &learning, 95),
         ("vxlan_sys_4789", "vxlan", &of_its_own, 95),
-        ("vxlan_sys_4790", "vxlan", &gpe, 95),
+        ("vxlan_sys_4790", "vxlan", &gpe, 22),
         ("vxlan_sys_0", "vxlan", &vxlan(0), 22),
-        ("gre_sys", "gre", &gre, 95),
+        ("ip6gre_sys", "ip6gre", &gre, 95),
         ("gre_sys", "gretap", &[], 95),
         ("gre_sys", "", &gre, 22),
     ];

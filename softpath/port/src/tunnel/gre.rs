@@ -6,17 +6,19 @@
 //! (2), truncated (1), session (10).
 
 use super::header::HeaderError;
-use super::{Erspan, TunnelInfo};
+use super::{ETHERNET, Erspan, TunnelInfo};
 use crate::offload::segment::sum;
 
 /// Longest header: GRE with checksum, key and sequence number, or ERSPAN version 2 behind one with a sequence number.
 pub const MAX_LEN: usize = 20;
 
-/// A protocol in GRE.
+/// What a port carries in GRE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GreTunnel {
     /// Ethernet frames.
     Ethernet,
+    /// Ethernet frames and packets without an Ethernet header: all but ERSPAN.
+    Any,
     /// ERSPAN.
     Erspan,
 }
@@ -30,10 +32,13 @@ pub struct Moment {
     pub timestamp: u32,
 }
 
-/// Transparent Ethernet bridging, and ERSPAN of versions 1 and 2: protocols in GRE.
-const ETHERNET: u16 = 0x6558;
+/// ERSPAN of versions 1 and 2: protocols in GRE.
 const ERSPAN_1: u16 = 0x88be;
 const ERSPAN_2: u16 = 0x22eb;
+/// Protocols of GRE are Ethernet types, and smaller numbers are none.
+const ETH_TYPE_MIN: u16 = 0x0600;
+/// VLAN tags, which stand behind the addresses of an Ethernet header or nowhere.
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
 /// GRE: fields that are there.
 const CHECKSUM: u16 = 0x8000;
 const KEY: u16 = 0x2000;
@@ -51,26 +56,43 @@ const FRAME_MAX: usize = 1514;
 /// Length of the platform's own part of ERSPAN version 2.
 const PLATFORM: usize = 8;
 
-/// Protocols of a tunnel's packets.
-pub const fn protocols(kind: GreTunnel) -> &'static [u16] {
+/// Protocols of a port's packets; with `false`, those of all packets that are not the port's.
+pub const fn protocols(kind: GreTunnel) -> (&'static [u16], bool) {
     match kind {
-        GreTunnel::Ethernet => &[ETHERNET],
-        GreTunnel::Erspan => &[ERSPAN_1, ERSPAN_2],
+        GreTunnel::Ethernet => (&[ETHERNET], true),
+        GreTunnel::Any => (&[ERSPAN_1, ERSPAN_2], false),
+        GreTunnel::Erspan => (&[ERSPAN_1, ERSPAN_2], true),
     }
 }
 
+/// Refuses what is not a port's, or could be nothing but the beginning of a packet whose first header is not known.
+fn check_protocol(kind: GreTunnel, protocol: u16) -> Result<(), HeaderError> {
+    let (named, wanted) = protocols(kind);
+    let is_type = protocol >= ETH_TYPE_MIN && !TAGS.contains(&protocol);
+    if named.contains(&protocol) == wanted && is_type { Ok(()) } else { Err(HeaderError::Protocol(protocol)) }
+}
+
 /// Writes the header of `frame` for `info` to the front of `out`; gives its length.
+///
+/// # Errors
+/// [`HeaderError::Protocol`].
 pub fn encode(
     kind: GreTunnel,
     info: &TunnelInfo,
     moment: Moment,
     frame: &[u8],
     out: &mut [u8; MAX_LEN],
-) -> usize {
+) -> Result<usize, HeaderError> {
+    let is_frame = info.protocol == ETHERNET;
     match kind {
-        GreTunnel::Ethernet => ethernet(info, frame, out),
-        GreTunnel::Erspan => erspan(info, moment, frame, out),
+        GreTunnel::Any => check_protocol(kind, info.protocol)?,
+        GreTunnel::Ethernet | GreTunnel::Erspan if is_frame => {}
+        GreTunnel::Ethernet | GreTunnel::Erspan => return Err(HeaderError::Protocol(info.protocol)),
     }
+    Ok(match kind {
+        GreTunnel::Ethernet | GreTunnel::Any => plain(info, frame, out),
+        GreTunnel::Erspan => erspan(info, moment, frame, out),
+    })
 }
 
 fn put(out: &mut [u8; MAX_LEN], at: &mut usize, word: u32) {
@@ -80,11 +102,11 @@ fn put(out: &mut [u8; MAX_LEN], at: &mut usize, word: u32) {
     }
 }
 
-fn ethernet(info: &TunnelInfo, frame: &[u8], out: &mut [u8; MAX_LEN]) -> usize {
+fn plain(info: &TunnelInfo, frame: &[u8], out: &mut [u8; MAX_LEN]) -> usize {
     let flag = |on: bool, flag: u16| if on { flag } else { 0 };
     let flags = flag(info.checksum, CHECKSUM) | flag(info.id.is_some(), KEY);
     let mut len = 0;
-    put(out, &mut len, u32::from(flags) << 16 | u32::from(ETHERNET));
+    put(out, &mut len, u32::from(flags) << 16 | u32::from(info.protocol));
     if info.checksum {
         put(out, &mut len, 0);
     }
@@ -156,9 +178,8 @@ pub fn decode(kind: GreTunnel, packet: &[u8], info: &mut TunnelInfo) -> Result<u
     if flags & REFUSED != 0 {
         return Err(HeaderError::Gre(flags));
     }
-    if !protocols(kind).contains(&protocol) {
-        return Err(HeaderError::Protocol(protocol));
-    }
+    check_protocol(kind, protocol)?;
+    info.protocol = if kind == GreTunnel::Erspan { ETHERNET } else { protocol };
     info.checksum = flags & CHECKSUM != 0;
     if info.checksum {
         word()?;
@@ -172,7 +193,7 @@ pub fn decode(kind: GreTunnel, packet: &[u8], info: &mut TunnelInfo) -> Result<u
     }
     (info.gbp, info.erspan, info.oam) = (None, None, false);
     info.options.clear();
-    if kind == GreTunnel::Ethernet {
+    if kind != GreTunnel::Erspan {
         return Ok(at);
     }
     // Type I has no header of its own, and so no session.
@@ -223,7 +244,7 @@ mod tests {
     fn encoded(kind: GreTunnel, info: &TunnelInfo, frame: &[u8]) -> Vec<u8> {
         let mut out = [0xee; MAX_LEN];
         let moment = Moment { sequence: 6, timestamp: 0x6f54_b417 };
-        let len = encode(kind, info, moment, frame, &mut out);
+        let len = encode(kind, info, moment, frame, &mut out).unwrap();
         out[..len].to_vec()
     }
 
@@ -311,8 +332,31 @@ mod tests {
         assert_eq!(decoded(erspan, &v2).unwrap().0, 28);
     }
 
+    #[test]
+    fn gre_carries_packets_without_an_ethernet_header() {
+        let any = GreTunnel::Any;
+        let ipv6 = TunnelInfo { protocol: 0x86dd, id: Some(5), ..TunnelInfo::default() };
+        let bytes = [0x20, 0, 0x86, 0xdd, 0, 0, 0, 5];
+        assert_eq!(encoded(any, &ipv6, &[0x60; 40]), bytes);
+        assert_eq!(decoded(any, &bytes), Ok((8, ipv6.clone())));
+        // A frame among them.
+        assert_eq!(decoded(any, &[0, 0, 0x65, 0x58]), Ok((4, TunnelInfo::default())));
+        // ERSPAN, tags, and numbers that are no types: neither taken nor sent.
+        for protocol in [0x88be, 0x22eb, 0x8100, 0x88a8, 0, 0x05ff] {
+            let [hi, lo] = u16::to_be_bytes(protocol);
+            let refused = HeaderError::Protocol(protocol);
+            assert_eq!(decoded(any, &[0, 0, hi, lo]), Err(refused));
+            let info = TunnelInfo { protocol, ..TunnelInfo::default() };
+            assert_eq!(encode(any, &info, Moment::default(), &ARP, &mut [0; MAX_LEN]), Err(refused));
+        }
+        for kind in [GreTunnel::Ethernet, GreTunnel::Erspan] {
+            let sent = encode(kind, &ipv6, Moment::default(), &ARP, &mut [0; MAX_LEN]);
+            assert_eq!(sent, Err(HeaderError::Protocol(0x86dd)));
+        }
+    }
+
     fn kinds() -> impl Strategy<Value = GreTunnel> {
-        prop_oneof![Just(GreTunnel::Ethernet), Just(GreTunnel::Erspan)]
+        prop_oneof![Just(GreTunnel::Ethernet), Just(GreTunnel::Any), Just(GreTunnel::Erspan)]
     }
 
     proptest! {
@@ -326,10 +370,12 @@ mod tests {
                 (any::<bool>(), 0..64u8).prop_map(|(egress, hwid)| Erspan::V2 { egress, hwid }),
             ],
             frame in prop::collection::vec(any::<u8>(), 14..200),
+            protocol in prop::sample::select(&[ETHERNET, 0x0800, 0x86dd, 0x8847][..]),
         ) {
             let plain = TunnelInfo::default();
             let info = match kind {
                 GreTunnel::Ethernet => TunnelInfo { id, checksum, ..plain },
+                GreTunnel::Any => TunnelInfo { id, checksum, protocol, ..plain },
                 GreTunnel::Erspan => TunnelInfo { id: Some(id.unwrap_or(0) & 0x3ff), erspan: Some(erspan), ..plain },
             };
             let mut packet = encoded(kind, &info, &frame);
@@ -342,7 +388,7 @@ mod tests {
         fn no_packet_does_harm(kind in kinds(), mut packet in prop::collection::vec(any::<u8>(), 0..60), tame: bool) {
             if let (true, [flags, zero, p0, p1, ..]) = (tame, &mut packet[..]) {
                 (*flags, *zero) = (*flags & 0xb0, 0);
-                [*p0, *p1] = protocols(kind)[0].to_be_bytes();
+                [*p0, *p1] = if kind == GreTunnel::Erspan { ERSPAN_1 } else { ETHERNET }.to_be_bytes();
             }
             if let Ok((len, _)) = decoded(kind, &packet) {
                 prop_assert!((4..=packet.len()).contains(&len));

@@ -3,7 +3,31 @@
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
+use super::ETHERNET;
+use crate::MIN_FRAME;
 use crate::offload::{Gso, GsoKind, Offload, ip_header, segment::sum};
+
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+
+/// Shortest packet of a protocol that is taken out of a tunnel, in bytes: Linux's tunnel devices drop shorter ones.
+pub fn min_len(protocol: u16) -> usize {
+    match protocol {
+        ETHERNET => MIN_FRAME,
+        IPV4 => 20,
+        IPV6 => 40,
+        _ => 1,
+    }
+}
+
+/// Where the IP header is in a frame, or in a packet without an Ethernet header.
+fn ip_at(packet: &[u8], protocol: u16) -> Option<usize> {
+    match protocol {
+        ETHERNET => ip_header(packet),
+        IPV4 | IPV6 => Some(0),
+        _ => None,
+    }
+}
 
 /// An IP packet in a frame, as far as a tunnel looks.
 struct Ip<'f> {
@@ -17,8 +41,8 @@ struct Ip<'f> {
     whole: bool,
 }
 
-fn ip(frame: &[u8]) -> Option<Ip<'_>> {
-    let l3 = ip_header(frame)?;
+fn ip(frame: &[u8], protocol: u16) -> Option<Ip<'_>> {
+    let l3 = ip_at(frame, protocol)?;
     let header = frame.get(l3..)?;
     Some(match header.first()? >> 4 {
         4 => {
@@ -35,8 +59,9 @@ fn ip(frame: &[u8]) -> Option<Ip<'_>> {
     })
 }
 
-/// The outer UDP source port for a frame: the same for all of a flow, as different as may be between flows (RFC 7348, section 5).
-pub fn source_port(frame: &[u8]) -> u16 {
+/// The outer UDP source port for a frame, or another packet by its protocol: the same for all of a flow, as different as may be between
+/// flows (RFC 7348, section 5).
+pub fn source_port(frame: &[u8], protocol: u16) -> u16 {
     // FNV-1a (Fowler, Noll, Vo).
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut mix = |bytes: &[u8]| {
@@ -44,7 +69,7 @@ pub fn source_port(frame: &[u8]) -> u16 {
             hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     };
-    match ip(frame) {
+    match ip(frame, protocol) {
         Some(ip) => {
             mix(ip.addresses);
             mix(&[ip.proto]);
@@ -57,14 +82,14 @@ pub fn source_port(frame: &[u8]) -> u16 {
     32_768 + ((hash >> 32) as u32 % (61_000 - 32_768)) as u16
 }
 
-/// What is left to do on a frame out of a tunnel whose other end may be on this host.
+/// What is left to do on a frame, or another packet by its protocol, out of a tunnel whose other end may be on this host.
 ///
 /// A stack that sends through a tunnel device leaves the checksum within to the hardware too, and between namespaces nobody
 /// completes it, as nobody cuts the frame; but a UDP socket does not tell of it. So it is told by the frame: its checksum is the
 /// sum of the pseudo-header, and wrong as a checksum. A frame that is longer than `mtu` allows was to be cut, to a length that is
 /// known no more; it is cut to `mtu`, in bytes of the IP packet.
-pub fn left_to_do(frame: &[u8], mtu: usize) -> Option<Offload> {
-    let ip = ip(frame)?;
+pub fn left_to_do(frame: &[u8], protocol: u16, mtu: usize) -> Option<Offload> {
+    let ip = ip(frame, protocol)?;
     let kind = match ip.proto {
         6 => GsoKind::Tcp,
         17 => GsoKind::Udp,
@@ -99,12 +124,12 @@ fn fold(a: u16, b: u16) -> u16 {
 /// Carries congestion that the tunnel's way met into the frame (RFC 6040, as Linux does): false for a frame that has to be dropped,
 /// since its sender would not understand.
 #[must_use]
-pub fn decapsulate_ecn(outer_tos: u8, frame: &mut [u8]) -> bool {
+pub fn decapsulate_ecn(outer_tos: u8, frame: &mut [u8], protocol: u16) -> bool {
     const CE: u8 = 3;
     if outer_tos & CE != CE {
         return true;
     }
-    let Some(l3) = ip_header(frame) else { return true };
+    let Some(l3) = ip_at(frame, protocol) else { return true };
     let Some(header) = frame.get_mut(l3..l3 + 20) else { return true };
     let v4 = header[0] >> 4 == 4;
     let ecn = if v4 { header[1] & 3 } else { header[1] >> 4 & 3 };

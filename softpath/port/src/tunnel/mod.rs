@@ -1,5 +1,6 @@
 //! Tunnels whose outer packets the host's own stack routes: frames within VXLAN (RFC 7348) and Geneve (RFC 8926) over UDP, and
-//! within GRE (RFC 2784, RFC 2890) and ERSPAN (draft-foschiano-erspan), on IPv4 and IPv6.
+//! within GRE (RFC 2784, RFC 2890) and ERSPAN (draft-foschiano-erspan), on IPv4 and IPv6. VXLAN-GPE (draft-ietf-nvo3-vxlan-gpe) and
+//! GRE carry packets without an Ethernet header too: [`TunnelInfo::protocol`] says what is within.
 //!
 //! A [`TunnelPort`] belongs to a UDP port or to GRE as a whole, not to a remote end: what is outside a frame comes and goes beside
 //! it, as a [`TunnelInfo`]. [`header`] has the bytes of the tunnel headers over UDP, [`gre`] the others, [`inner`] what must be known
@@ -17,6 +18,9 @@ use std::net::{IpAddr, Ipv4Addr};
 pub use header::HeaderError;
 pub use port::TunnelPort;
 pub use sender::TunnelSender;
+
+/// Transparent Ethernet bridging: the protocol of a packet in which there is an Ethernet frame.
+pub const ETHERNET: u16 = 0x6558;
 
 /// Largest number of bytes of Geneve options: 63 words.
 pub const OPTIONS_MAX: usize = 252;
@@ -40,6 +44,11 @@ pub enum TunnelKind {
         /// Group policy (draft-smith-vxlan-group-policy).
         gbp: bool,
     },
+    /// VXLAN-GPE: Ethernet frames and packets without an Ethernet header.
+    VxlanGpe {
+        /// UDP port of this host, of IPv4 and IPv6.
+        port: u16,
+    },
     /// Geneve.
     Geneve {
         /// UDP port of this host, of IPv4 and IPv6.
@@ -47,6 +56,8 @@ pub enum TunnelKind {
     },
     /// Ethernet frames in GRE.
     Gre(IpVersion),
+    /// All that GRE carries but ERSPAN: Ethernet frames and packets without an Ethernet header.
+    AnyGre(IpVersion),
     /// ERSPAN, both versions.
     Erspan(IpVersion),
 }
@@ -55,8 +66,8 @@ impl TunnelKind {
     /// The UDP port; 0 for what is not over UDP.
     pub fn udp_port(self) -> u16 {
         match self {
-            Self::Vxlan { port, .. } | Self::Geneve { port } => port,
-            Self::Gre(_) | Self::Erspan(_) => 0,
+            Self::Vxlan { port, .. } | Self::VxlanGpe { port } | Self::Geneve { port } => port,
+            Self::Gre(_) | Self::AnyGre(_) | Self::Erspan(_) => 0,
         }
     }
 }
@@ -94,6 +105,8 @@ pub struct TunnelInfo {
     pub src: IpAddr,
     /// Destination address, of the same family.
     pub dst: IpAddr,
+    /// What is within: [`ETHERNET`] for a frame, and otherwise the Ethernet type that stands for the packet's first header.
+    pub protocol: u16,
     /// Type of service or traffic class.
     pub tos: u8,
     /// Time to live or hop limit; 0 for 64.
@@ -125,6 +138,7 @@ impl Default for TunnelInfo {
         Self {
             src: unspecified,
             dst: unspecified,
+            protocol: ETHERNET,
             tos: 0,
             ttl: 0,
             src_port: 0,

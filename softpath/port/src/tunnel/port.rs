@@ -12,12 +12,12 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::gre::{self, GreTunnel};
 use super::header::{self, HeaderError, UdpTunnel};
-use super::inner::{decapsulate_ecn, left_to_do};
+use super::inner::{decapsulate_ecn, left_to_do, min_len};
 use super::socket::{Received, Receiver, Sender, gre_receiver, receive, udp_receivers};
 use super::{IpVersion, TunnelInfo, TunnelKind, TunnelSender};
 use crate::burst::{BURST, Burst, MAX_RECEIVED, SLOT, TAG};
 use crate::stats::{Shared, add};
-use crate::{Frame, MIN_FRAME, PortError, PortStats};
+use crate::{Frame, PortError, PortStats};
 
 /// What fits into a tunnel over Ethernet's MTU: 1,500 bytes less outer IPv4, UDP, tunnel and Ethernet headers.
 const DEFAULT_MTU: usize = 1450;
@@ -35,8 +35,10 @@ impl Codec {
     fn of(kind: TunnelKind) -> Self {
         match kind {
             TunnelKind::Vxlan { gbp, .. } => Self::Udp(UdpTunnel::Vxlan { gbp }),
+            TunnelKind::VxlanGpe { .. } => Self::Udp(UdpTunnel::VxlanGpe),
             TunnelKind::Geneve { .. } => Self::Udp(UdpTunnel::Geneve),
             TunnelKind::Gre(_) => Self::Gre(GreTunnel::Ethernet),
+            TunnelKind::AnyGre(_) => Self::Gre(GreTunnel::Any),
             TunnelKind::Erspan(_) => Self::Gre(GreTunnel::Erspan),
         }
     }
@@ -74,9 +76,10 @@ impl TunnelPort {
     pub fn open(kind: TunnelKind) -> Result<TunnelPort, PortError> {
         let (codec, port) = (Codec::of(kind), kind.udp_port());
         let receivers = match (kind, codec) {
-            (TunnelKind::Gre(version) | TunnelKind::Erspan(version), Codec::Gre(gre)) => {
-                vec![gre_receiver(gre, version)?]
-            }
+            (
+                TunnelKind::Gre(version) | TunnelKind::AnyGre(version) | TunnelKind::Erspan(version),
+                Codec::Gre(gre),
+            ) => vec![gre_receiver(gre, version)?],
             _ => {
                 let mut all = udp_receivers(port, IpVersion::V4)?;
                 all.extend(udp_receivers(port, IpVersion::V6)?);
@@ -111,8 +114,8 @@ impl TunnelPort {
         self.common.stats.load()
     }
 
-    /// Gives the frames that wait to `each`, with what was outside them, in order and at most [`BURST`] of each socket. Returns how
-    /// many packets were taken: 0 when none waits. Never waits. Packets that are not of the tunnel's protocol are dropped and counted as
+    /// Gives the frames that wait to `each`, with what was outside them, in order and at most [`BURST`] of each socket; what
+    /// [`TunnelInfo::protocol`] says is no frame begins with another header than Ethernet's. Returns how many packets were taken: 0 when none waits. Never waits. Packets that are not of the tunnel's protocol are dropped and counted as
     /// malformed.
     ///
     /// # Errors
@@ -186,11 +189,11 @@ impl Decap<'_> {
             return;
         };
         let frame = packet.get_mut(start..).unwrap_or_default();
-        if frame.len() < MIN_FRAME {
+        if frame.len() < min_len(self.info.protocol) {
             add(&stats.rx_runts, 1);
             return;
         }
-        if !decapsulate_ecn(outer.tos, frame) {
+        if !decapsulate_ecn(outer.tos, frame, self.info.protocol) {
             add(&stats.rx_malformed, 1);
             return;
         }
@@ -200,7 +203,7 @@ impl Decap<'_> {
         (info.src_port, info.dst_port) = (outer.src_port, self.common.port);
         self.frames += 1;
         self.bytes += frame.len() as u64;
-        let offload = left_to_do(frame, self.mtu);
+        let offload = left_to_do(frame, info.protocol, self.mtu);
         each(info, Frame { offload, ..Frame::new(frame) });
     }
 

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::TunnelInfo;
 use super::gre::{self, GreTunnel, Moment};
-use super::header;
+use super::header::{self, HeaderError};
 use super::inner::{same_family, source_port};
 use super::port::{Codec, Common};
 use super::socket::{Outer, route_source};
@@ -74,7 +74,7 @@ impl TunnelSender {
         }
         if matches!(self.common.codec, Codec::Udp(_)) {
             if info.src_port == 0 {
-                info.src_port = source_port(frame);
+                info.src_port = source_port(frame, info.protocol);
             }
             if info.dst_port == 0 {
                 info.dst_port = self.common.port;
@@ -83,11 +83,12 @@ impl TunnelSender {
         Ok(())
     }
 
-    /// Sends a frame in a tunnel, with `info` outside it; a large one in segments. A destination port of 0 is the tunnel port's own.
+    /// Sends a frame, or what else `info` says is within, in a tunnel, with `info` outside it; a large one in segments. A destination
+    /// port of 0 is the tunnel port's own.
     ///
     /// # Errors
     /// Of this frame or of those that waited; what is lost is counted. [`PortError::Full`]; [`PortError::TooLong`] for a packet that may
-    /// not be fragmented and is longer than its way allows; no route, and what else the system says.
+    /// not be fragmented and is longer than its way allows; [`PortError::NotCarried`]; no route, and what else the system says.
     pub fn send(&mut self, info: &TunnelInfo, frame: Frame<'_>) -> Result<(), PortError> {
         let Some(offload) = frame.offload else { return self.take(info, frame.data) };
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -112,6 +113,15 @@ impl TunnelSender {
             add(&self.common.stats.tx_too_long, 1);
             return Err(PortError::TooLong { len: frame.len() });
         }
+        let mut tunnel = [0; header::MAX_LEN];
+        let len = match self.header(info, frame, &mut tunnel) {
+            Ok(len) => len,
+            Err(error) => {
+                add(&self.common.stats.tx_errors, 1);
+                return Err(error.into());
+            }
+        };
+        let tunnel = &tunnel[..len];
         let outer = match self.outer_of(info) {
             Ok(outer) => outer,
             Err(error) => {
@@ -124,18 +134,10 @@ impl TunnelSender {
             _ => Ok(()),
         };
         let start = self.bytes.len();
-        match self.common.codec {
-            Codec::Udp(udp) => {
-                let mut tunnel = [0; header::MAX_LEN];
-                let len = header::encode(udp, info, &mut tunnel);
-                self.put_udp(info, &outer, &tunnel[..len], frame);
-            }
-            Codec::Gre(kind) => {
-                let mut header = [0; gre::MAX_LEN];
-                let len = gre::encode(kind, info, self.moment(kind), frame, &mut header);
-                self.bytes.extend_from_slice(&header[..len]);
-            }
+        if let Codec::Udp(_) = self.common.codec {
+            self.put_udp(info, &outer, tunnel, frame);
         }
+        self.bytes.extend_from_slice(tunnel);
         self.bytes.extend_from_slice(frame);
         if self.bytes.len() - start > PAYLOAD_MAX {
             self.bytes.truncate(start);
@@ -144,6 +146,24 @@ impl TunnelSender {
         }
         self.waiting.push((self.bytes.len(), frame.len()));
         if self.waiting.len() == BURST { flushed.and(self.flush()) } else { flushed }
+    }
+
+    /// Writes the tunnel's header to the front of `out`; gives its length.
+    fn header(
+        &self,
+        info: &TunnelInfo,
+        frame: &[u8],
+        out: &mut [u8; header::MAX_LEN],
+    ) -> Result<usize, HeaderError> {
+        match self.common.codec {
+            Codec::Udp(udp) => header::encode(udp, info, out),
+            Codec::Gre(kind) => {
+                let mut header = [0; gre::MAX_LEN];
+                let len = gre::encode(kind, info, self.moment(kind), frame, &mut header)?;
+                out[..gre::MAX_LEN].copy_from_slice(&header);
+                Ok(len)
+            }
+        }
     }
 
     /// What the IP header is to have.
@@ -164,11 +184,11 @@ impl TunnelSender {
         })
     }
 
-    /// Appends UDP's header and the tunnel's.
+    /// Appends UDP's header.
     fn put_udp(&mut self, info: &TunnelInfo, outer: &Outer, tunnel: &[u8], frame: &[u8]) {
         // A packet that is too long is not sent.
         let udp_len = u16::try_from(UDP_LEN + tunnel.len() + frame.len()).unwrap_or(u16::MAX);
-        let src_port = if info.src_port == 0 { source_port(frame) } else { info.src_port };
+        let src_port = if info.src_port == 0 { source_port(frame, info.protocol) } else { info.src_port };
         let dst_port = if info.dst_port == 0 { self.common.port } else { info.dst_port };
         let mut udp = [0; UDP_LEN];
         udp[..2].copy_from_slice(&src_port.to_be_bytes());
@@ -186,12 +206,11 @@ impl TunnelSender {
             udp[6..8].copy_from_slice(&if csum == 0 { 0xffff } else { csum }.to_be_bytes());
         }
         self.bytes.extend_from_slice(&udp);
-        self.bytes.extend_from_slice(tunnel);
     }
 
     /// Number and time of the next packet.
     fn moment(&self, kind: GreTunnel) -> Moment {
-        if kind == GreTunnel::Ethernet {
+        if kind != GreTunnel::Erspan {
             return Moment::default();
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

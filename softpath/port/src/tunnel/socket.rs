@@ -146,7 +146,7 @@ pub(super) fn udp_receivers(port: u16, version: IpVersion) -> io::Result<Vec<Rec
     Ok(receivers)
 }
 
-/// The socket for all packets of a protocol in GRE over IP of a version. Others' packets do not wake it.
+/// The socket for all packets of a port's protocols in GRE over IP of a version. Others' packets do not wake it.
 pub(super) fn gre_receiver(kind: GreTunnel, version: IpVersion) -> io::Result<Receiver> {
     let fd = raw(version, libc::IPPROTO_GRE)?;
     // The protocol is 2 bytes into GRE, which begins behind the IPv4 header, or at once.
@@ -154,13 +154,14 @@ pub(super) fn gre_receiver(kind: GreTunnel, version: IpVersion) -> io::Result<Re
         IpVersion::V4 => vec![op(0xb1, 0), op(0x48, 2)],
         IpVersion::V6 => vec![op(0x28, 2)],
     };
-    let protocols = protocols(kind);
+    let (protocols, wanted) = protocols(kind);
     for (n, protocol) in protocols.iter().enumerate() {
         // To the last instruction if it is this one; if it is the last and is not, to the one before.
         let left = (protocols.len() - n) as u8;
         program.push(if_equal((*protocol).into(), left, 0));
     }
-    program.extend([op(0x06, 0), op(0x06, u32::MAX)]);
+    let (other, named) = if wanted { (0, u32::MAX) } else { (u32::MAX, 0) };
+    program.extend([op(0x06, other), op(0x06, named)]);
     filter(&fd, libc::SO_ATTACH_FILTER, &mut program)?;
     tell_outside(&fd, version)?;
     let with_ip = version == IpVersion::V4;

@@ -29,6 +29,7 @@ use flowlift_flow::{Metadata, PortNo};
 use flowlift_ovs::backend::DpIndex;
 use flowlift_port::{Burst, LinkState, PortError, PortStats};
 use flowlift_softpath::actions::Program;
+use flowlift_softpath::packet::PacketType;
 use flowlift_softpath::{Batch, FlowId, Packet, Worker};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::time::{ClockId, clock_gettime};
@@ -409,6 +410,7 @@ impl Forwarder {
                 packet.offload = frame.offload;
                 if let Some(tunnel) = tunnel {
                     packet.set_tunnel(tunnel);
+                    packet.packet_type = PacketType(tunnel.packet_type.get());
                 }
             }
         });

@@ -52,7 +52,8 @@ impl DevicePort {
         }
     }
 
-    /// Takes the frames that wait, see [`BurstSource`], with the `tun_*` fields of those from a tunnel.
+    /// Takes the frames that wait, see [`BurstSource`], with the `tun_*` fields and packet type of those from a
+    /// tunnel.
     ///
     /// # Errors
     /// The device is down or gone; what else the system says.

@@ -6,6 +6,7 @@ use flowlift_driver::nic::{NicPort, SlowTx};
 use flowlift_flow::{Key, PortNo};
 use flowlift_ovs::backend::DpIndex;
 use flowlift_port::{Frame, FrameSink, Offload};
+use flowlift_softpath::packet::PacketType;
 use flowlift_softpath::{Dropped, Sink, Upcall};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -44,6 +45,13 @@ impl Outlets {
         self.by_port[n] = outlet;
     }
 
+    /// A port's sender may keep frames until [`Self::flush`].
+    fn has_kept(&mut self, port: PortNo) {
+        if self.unflushed.last() != Some(&port) {
+            self.unflushed.push(port);
+        }
+    }
+
     /// Sends what senders keep.
     pub(super) fn flush(&mut self) {
         for port in self.unflushed.drain(..) {
@@ -66,6 +74,8 @@ pub struct RouteCounters {
     pub nic_full: u64,
     /// Packets dropped on purpose.
     pub dropped: u64,
+    /// Packets without an Ethernet header for ports that carry frames only.
+    pub no_ethernet: u64,
 }
 
 /// What all datapaths share on the way out.
@@ -133,19 +143,17 @@ pub(super) struct Route<'a> {
 
 impl Route<'_> {
     /// Sends to a port of the host, or queues for one of the NIC, which takes whole packets only. False for the latter with
-    /// work left to do. `tunnel` is what is outside the packet if the port is a tunnel.
+    /// work left to do. `tunnel` is what is outside the frame if the port is a tunnel.
     fn send(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: Option<&Key>) -> bool {
         match self.outlets.by_port.get_mut(port.0 as usize) {
             Some(Some(outlet @ (Outlet::Host(_) | Outlet::Tunnel(_)))) => {
                 match outlet {
                     // The port has counted what it did not take.
                     Outlet::Host(sender) => drop(sender.send(Frame { offload, ..Frame::new(packet) })),
-                    Outlet::Tunnel(sender) => sender.send(packet, offload, tunnel),
+                    Outlet::Tunnel(sender) => sender.send(packet, PacketType::ETHERNET, offload, tunnel),
                     Outlet::Nic(_) => {}
                 }
-                if self.outlets.unflushed.last() != Some(&port) {
-                    self.outlets.unflushed.push(port);
-                }
+                self.outlets.has_kept(port);
             }
             Some(Some(Outlet::Nic(_))) if offload.is_some() => return false,
             Some(Some(Outlet::Nic(port))) => self.exits.queue_for_nic(*port, packet),
@@ -155,9 +163,15 @@ impl Route<'_> {
     }
 
     /// The tunnel with which a packet would leave by a port, if that is a tunnel.
-    fn egress(&mut self, port: PortNo, packet: &[u8], tunnel: &Key) -> Option<Box<Key>> {
+    fn egress(
+        &mut self,
+        port: PortNo,
+        packet: &[u8],
+        packet_type: PacketType,
+        tunnel: &Key,
+    ) -> Option<Box<Key>> {
         match self.outlets.by_port.get_mut(port.0 as usize) {
-            Some(Some(Outlet::Tunnel(outlet))) => outlet.egress(packet, tunnel),
+            Some(Some(Outlet::Tunnel(outlet))) => outlet.egress(packet, packet_type, tunnel),
             _ => None,
         }
     }
@@ -188,12 +202,34 @@ impl Sink for Route<'_> {
         }
     }
 
+    /// As in the kernel's datapath, a packet without an Ethernet header leaves by a tunnel that carries such packets, or not at all.
+    fn output_bare(
+        &mut self,
+        port: PortNo,
+        packet: &[u8],
+        packet_type: PacketType,
+        offload: Option<Offload>,
+        tunnel: Option<&Key>,
+    ) {
+        match self.outlets.by_port.get_mut(port.0 as usize) {
+            Some(Some(Outlet::Tunnel(sender))) => {
+                sender.send(packet, packet_type, offload, tunnel);
+                self.outlets.has_kept(port);
+            }
+            Some(Some(Outlet::Host(_) | Outlet::Nic(_))) => self.exits.counters.no_ethernet += 1,
+            Some(None) | None => self.exits.counters.no_port += 1,
+        }
+    }
+
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool {
         let (packet, egress) = match &upcall {
             Upcall::Miss { packet, .. } => (packet.bytes(), None),
             Upcall::Action(action) => {
                 let egress = action.userspace.tunnel_out_port.zip(action.egress_tunnel);
-                (action.packet, egress.and_then(|(port, tunnel)| self.egress(port, action.packet, tunnel)))
+                let packet_type = PacketType(action.key.packet_type.get());
+                let egress =
+                    egress.and_then(|(port, tunnel)| self.egress(port, action.packet, packet_type, tunnel));
+                (action.packet, egress)
             }
         };
         self.exits.upcalls.push(self.dp, &upcall, packet, egress.as_deref())

@@ -132,6 +132,34 @@ fn given(len: usize, actions: &[Action]) -> GivenPacket {
 }
 
 #[test]
+fn what_is_no_frame_leaves_by_no_port_for_frames() {
+    let mut bench = Bench::new();
+    assert!(bench.forwarder.add_nic_port(ONE, PortNo(1), NicPort(1), &[]));
+    let to_nic = [Action::Output(PortNo(1)), Action::PopEth, Action::Output(PortNo(1))];
+    bench.forwarder.execute(ONE, given(60, &to_nic));
+    bench.settle();
+    let mut ways = Vec::new();
+    bench.harness.collect(&mut |port, frame| ways.push((port.0, frame.len())));
+    assert_eq!(ways, [(1, 60)]);
+    let counters = bench.forwarder.route_counters();
+    assert_eq!((counters.no_ethernet, counters.no_port), (1, 0));
+}
+
+/// An entry of the NIC begins with Ethernet's header.
+#[test]
+fn flows_of_bare_packets_stay_in_software_and_say_why() {
+    let mut bench = Bench::new();
+    for port in [1, 2] {
+        assert!(bench.forwarder.add_nic_port(ONE, PortNo(port), NicPort(port as u16), &[]));
+    }
+    let matching =
+        "recirc_id(0),in_port(1),packet_type(ns=1,id=0x800),eth_type(0x0800),ipv4(proto=17,frag=no)";
+    let bare = bench.put(ONE, matching, false);
+    let (state, reason) = bench.state(ONE, bare);
+    assert!(state == State::Software && reason.contains("packet_type"), "{state:?}: {reason}");
+}
+
+#[test]
 fn packets_for_missing_ports_runts_and_giants_are_counted_and_harm_nobody() {
     let mut bench = Bench::new();
     let actions = [

@@ -1,9 +1,11 @@
-//! Tunnel ports: what is outside a frame is a [`TunnelInfo`] to the port and `tun_*` fields of a [`Key`] to the softpath.
+//! Tunnel ports: what is outside a packet is a [`TunnelInfo`] to the port and `tun_*` fields of a [`Key`] to the softpath. What is within
+//! is a protocol to the port, and a packet type to the softpath.
 
 use flowlift_flow::Key;
 use flowlift_flow::key::tun_flags;
-use flowlift_port::tunnel::{Erspan, Gbp, Options};
+use flowlift_port::tunnel::{ETHERNET, Erspan, Gbp, Options};
 use flowlift_port::{Burst, Frame, Offload, PortError, PortStats, TunnelInfo, TunnelPort, TunnelSender};
+use flowlift_softpath::packet::PacketType;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -31,7 +33,7 @@ impl TunnelInlet {
         self.port.stats()
     }
 
-    /// Takes the frames that wait, with their `tun_*` fields.
+    /// Takes the packets that wait, with their `tun_*` fields and packet type.
     ///
     /// # Errors
     /// What the system says.
@@ -43,6 +45,7 @@ impl TunnelInlet {
         let Self { port, key } = self;
         port.receive(burst, &mut |info, frame| {
             to_key(info, key);
+            key.packet_type = packet_type(info.protocol).0.into();
             each(frame, key);
         })
     }
@@ -64,11 +67,18 @@ pub struct TunnelOutlet {
 
 impl TunnelOutlet {
     /// Sends a packet with what the `tun_*` fields of `tunnel` say outside; without them it goes nowhere. The port has counted
-    /// what it did not take.
-    pub fn send(&mut self, packet: &[u8], offload: Option<Offload>, tunnel: Option<&Key>) {
+    /// what it did not take, which may be all but Ethernet frames.
+    pub fn send(
+        &mut self,
+        packet: &[u8],
+        packet_type: PacketType,
+        offload: Option<Offload>,
+        tunnel: Option<&Key>,
+    ) {
         match tunnel {
             Some(tunnel) => {
                 to_info(tunnel, &mut self.info);
+                self.info.protocol = protocol(packet_type);
                 let _ = self.sender.send(&self.info, Frame { offload, ..Frame::new(packet) });
             }
             None => self.sender.refuse(),
@@ -82,8 +92,9 @@ impl TunnelOutlet {
 
     /// The `tun_*` fields with which `packet` would leave: `tunnel`, and what the port and the host's routes choose where that
     /// leaves a choice. `None` if it would not leave.
-    pub fn egress(&mut self, packet: &[u8], tunnel: &Key) -> Option<Box<Key>> {
+    pub fn egress(&mut self, packet: &[u8], packet_type: PacketType, tunnel: &Key) -> Option<Box<Key>> {
         to_info(tunnel, &mut self.info);
+        self.info.protocol = protocol(packet_type);
         self.sender.complete(&mut self.info, packet).ok()?;
         let mut key = Box::new(tunnel.clone());
         to_key(&self.info, &mut key);
@@ -91,6 +102,16 @@ impl TunnelOutlet {
         key.tun_flags = tunnel.tun_flags;
         Some(key)
     }
+}
+
+/// What a protocol says is within.
+fn packet_type(protocol: u16) -> PacketType {
+    if protocol == ETHERNET { PacketType::ETHERNET } else { PacketType::bare(protocol) }
+}
+
+/// The protocol of a packet within.
+fn protocol(packet_type: PacketType) -> u16 {
+    if packet_type.is_ethernet() { ETHERNET } else { packet_type.eth_type() }
 }
 
 /// Fills the `tun_*` fields of `key` from `info`.
@@ -140,7 +161,7 @@ fn addresses(address: IpAddr) -> (u32, [u8; 16]) {
     }
 }
 
-/// Fills `info` from the `tun_*` fields of `key`.
+/// Fills all of `info` but the protocol from the `tun_*` fields of `key`.
 fn to_info(key: &Key, info: &mut TunnelInfo) {
     let flags = key.tun_flags.get();
     let has = |flag: u16| flags & flag != 0;

@@ -47,7 +47,9 @@ enum SavedKind {
 #[serde(remote = "TunnelKind")]
 enum SavedTunnel {
     Vxlan { dst_port: u16, gbp: bool },
+    VxlanGpe { dst_port: u16 },
     Geneve { dst_port: u16 },
+    Gre,
     Gretap,
     Ip6gretap,
     Erspan,

@@ -22,8 +22,9 @@ pub(super) struct Tunnel {
 pub(super) fn tunnel_name(kind: TunnelKind) -> &'static str {
     match kind {
         TunnelKind::Vxlan { .. } => "vxlan",
+        TunnelKind::VxlanGpe { .. } => "vxlan-gpe",
         TunnelKind::Geneve { .. } => "geneve",
-        TunnelKind::Gretap => "gre",
+        TunnelKind::Gre | TunnelKind::Gretap => "gre",
         TunnelKind::Ip6gretap => "ip6gre",
         TunnelKind::Erspan => "erspan",
         TunnelKind::Ip6erspan => "ip6erspan",
@@ -34,7 +35,9 @@ pub(super) fn tunnel_name(kind: TunnelKind) -> &'static str {
 fn open(name: &str, kind: TunnelKind) -> Result<TunnelPort, Refusal> {
     let protocol = match kind {
         TunnelKind::Vxlan { dst_port, gbp } => Protocol::Vxlan { port: dst_port, gbp },
+        TunnelKind::VxlanGpe { dst_port } => Protocol::VxlanGpe { port: dst_port },
         TunnelKind::Geneve { dst_port } => Protocol::Geneve { port: dst_port },
+        TunnelKind::Gre => Protocol::AnyGre(IpVersion::V4),
         TunnelKind::Gretap => Protocol::Gre(IpVersion::V4),
         TunnelKind::Ip6gretap => Protocol::Gre(IpVersion::V6),
         TunnelKind::Erspan => Protocol::Erspan(IpVersion::V4),
@@ -60,9 +63,7 @@ impl Plane {
         let kind = kind.ok_or_else(|| Refusal::NoNetdev(name.into()))?;
         let ports = self.dps.values().flat_map(|dp| dp.ports.values()).filter_map(|port| port.tunnel);
         let mut all = ports.chain(self.tunnels.values().map(|tunnel| tunnel.device.kind));
-        let same_udp_port =
-            |other: TunnelKind| other.udp_port().is_some() && other.udp_port() == kind.udp_port();
-        if all.any(|other| other == kind || same_udp_port(other)) {
+        if all.any(|other| other.overlaps(kind)) {
             return Err(Refusal::Exists(format!("another tunnel for the packets of {name}")));
         }
         open(name, kind)
