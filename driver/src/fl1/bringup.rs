@@ -4,6 +4,7 @@ use super::admin::{Admin, Task};
 use super::caps::{self, Identity};
 use super::readback::ReadBack;
 use super::regs::{self, Reg, Regs, Rw};
+use super::slow::path::Slow;
 use super::slow::{RxQueue, TxQueue};
 use super::wire::{COMMAND_MAX, CommandHeader, Completion, buffer_command, op, status};
 use super::{Fl1, Fl1Config, Fl1Stats, Health, Memory, Table};
@@ -13,7 +14,6 @@ use crate::platform::{COMMAND_BUS_MASTER, COMMAND_MEMORY, set_command, wait};
 use crate::standing::{Checkup, Standing};
 use flowlift_bus::{BusError, DmaDirection, IrqKind, PciFunction};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use zerocopy::FromZeros;
@@ -95,10 +95,12 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
     let read_back = ReadBack::new(&mut from);
     let domain = function.dma();
     let mut iovas = IovaAllocator::new(&domain.iova_ranges(), domain.page_sizes());
-    let memory = Memory {
+    let regs = Arc::new(regs);
+    let memory = Arc::new(Memory {
         to_device: Arena::new(&*domain, &mut iovas, &to, DmaDirection::ToDevice)?,
         from_device: Arena::new(&*domain, &mut iovas, &from, DmaDirection::FromDevice)?,
-    };
+    });
+    let slow = Arc::new(Slow::new((Arc::clone(&regs), Arc::clone(&memory), id), rx, tx));
     let interrupt = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(|e| BusError::Io { what: "eventfd", cause: e.into() })?;
     let caps = NicCaps {
@@ -121,8 +123,8 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         tables: vec![],
         admin,
         event_ring,
-        rx,
-        tx,
+        slow,
+        slow_closed: true,
         memory,
         pages: None,
         caps_at,
@@ -135,17 +137,15 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         disabled: vec![false; id.ports as usize],
         next_generation: 1,
         command: Box::new([0; COMMAND_MAX]),
-        frame: vec![0; id.max_frame as usize],
-        rx_turn: 0,
         order: super::order::Order::default(),
         results: vec![],
         events: vec![],
-        received: VecDeque::new(),
         unsent: vec![],
         interrupt,
         function,
     };
     nic.bring_up(&mut iovas)?;
+    nic.resume_slow_path();
     nic.events.clear();
     Ok(nic)
 }
@@ -183,11 +183,8 @@ impl Fl1 {
         let from = &self.memory.from_device;
         self.admin.restart(from)?;
         self.event_ring.restart(from)?;
-        for (rx, tx) in self.rx.iter_mut().zip(&mut self.tx) {
-            rx.restart(&self.memory.to_device, from)?;
-            tx.restart(from)?;
-        }
-        self.order.restart(self.rx.len());
+        self.slow.restart()?;
+        self.order.restart(self.id.slow_queues as usize);
         self.clear_doorbells()?;
         self.assign_interrupts()?;
         set_command(&*self.function, 0, COMMAND_BUS_MASTER)?;
@@ -196,9 +193,7 @@ impl Fl1 {
         self.wait("ENABLED", |nic| Ok(nic.regs.get(regs::STATUS)? & regs::STATUS_ENABLED != 0))?;
         self.read_caps()?;
         self.register_counter_pages(iovas)?;
-        for (q, rx) in self.rx.iter_mut().enumerate() {
-            rx.post(&self.regs, q as u32)?;
-        }
+        self.slow.open()?;
         for (port, _) in (1..).zip(&self.disabled).filter(|(_, disabled)| !**disabled) {
             self.regs.set(regs::PORT_CTRL.of(port), regs::ENABLE)?;
         }
@@ -239,7 +234,7 @@ impl Fl1 {
         queue(regs::ACQ_BASE_LO, regs::ACQ_SIZE, regs::ACQ_CTRL, from.iova(a.cq.at), a.cq.elements)?;
         let e = &self.event_ring;
         queue(regs::EVQ_BASE_LO, regs::EVQ_SIZE, regs::EVQ_CTRL, from.iova(e.at), e.elements)?;
-        for (q, (rx, tx)) in (0..).zip(self.rx.iter().zip(&self.tx)) {
+        self.slow.each(|q, rx, tx| {
             let set64 = |r: Reg<Rw>, v| self.regs.set64(r.of(q), v);
             set64(regs::SLOWQ_RXB_BASE_LO, to.iova(rx.buffer_ring))?;
             set64(regs::SLOWQ_RXC_BASE_LO, from.iova(rx.completions.at))?;
@@ -248,9 +243,8 @@ impl Fl1 {
             set64(regs::SLOWQ_TXW_ADDR_LO, from.iova(tx.written_back))?;
             self.regs.set(regs::SLOWQ_TX_SIZE.of(q), tx.elements)?;
             let order = if self.keeps_order() { regs::SLOWQ_ORDER } else { 0 };
-            self.regs.set(regs::SLOWQ_CTRL.of(q), regs::SLOWQ_ENABLE | order)?;
-        }
-        Ok(())
+            self.regs.set(regs::SLOWQ_CTRL.of(q), regs::SLOWQ_ENABLE | order)
+        })
     }
 
     /// Reads and checks the capability records; after a reset they must be the same.
@@ -361,6 +355,7 @@ impl Fl1 {
 
 impl Drop for Fl1 {
     fn drop(&mut self) {
+        self.slow.close();
         // Best effort, in this order: the device stops taking work, then it can reach no memory, then that is unmapped.
         let _ = self.regs.set(regs::CTRL, 0);
         let _ = set_command(&*self.function, COMMAND_BUS_MASTER, 0);

@@ -44,8 +44,8 @@ use order::Order;
 use readback::ReadBack;
 use regs::Regs;
 use seen::Seen;
-use slow::{RxQueue, TxQueue};
-use std::collections::VecDeque;
+use slow::path::Slow;
+pub use slow::path::{SlowBurst, SlowPath};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -203,16 +203,17 @@ struct Health {
 pub struct Fl1 {
     // Fields drop in order: the device is stopped by `Drop`, then its memory goes.
     function: Arc<dyn PciFunction>,
-    regs: Regs,
+    regs: Arc<Regs>,
     config: Fl1Config,
     id: Identity,
     caps: NicCaps,
     tables: Vec<Table>,
     admin: Admin,
     event_ring: FilledRing,
-    rx: Vec<RxQueue>,
-    tx: Vec<TxQueue>,
-    memory: Memory,
+    slow: Arc<Slow>,
+    /// Threads beside this may not send.
+    slow_closed: bool,
+    memory: Arc<Memory>,
     pages: Option<Arena>,
     caps_at: Offset,
     read_back: ReadBack,
@@ -225,12 +226,9 @@ pub struct Fl1 {
     disabled: Vec<bool>,
     next_generation: u32,
     command: Box<[u8; COMMAND_MAX]>,
-    frame: Vec<u8>,
-    rx_turn: usize,
     order: Order,
     results: Vec<UpdateResult>,
     events: Vec<NicEvent>,
-    received: VecDeque<(SlowRx, Vec<u8>)>,
     unsent: Vec<(SlowTx, Vec<u8>)>,
     interrupt: EventFd,
 }
@@ -290,6 +288,20 @@ impl Fl1 {
             return Err(NicError::Invalid(format!("port {n} of {}", self.id.ports)));
         }
         Ok(n)
+    }
+
+    /// The slow queues for threads beside this driver, which go on being its own as well. Where the device keeps order
+    /// ([`Nic::slow_done`]), they are done with what they received before the driver's owner says so.
+    pub fn slow_path(&self) -> SlowPath {
+        SlowPath(Arc::clone(&self.slow))
+    }
+
+    /// Lets threads with a [`SlowPath`] send again after a reset: what [`Nic::take_unsent`] gave was sent, or will not be.
+    pub fn resume_slow_path(&mut self) {
+        if self.slow_closed && self.standing.state() == NicState::Ready && self.unsent.is_empty() {
+            self.slow.resume();
+            self.slow_closed = false;
+        }
     }
 
     /// Sets a meter: `rate` packets per second and a burst of `burst` packets if `packets`, else kilobits. A rate and
@@ -387,16 +399,8 @@ impl Fl1 {
             t.generations.fill(0);
             t.used = 0;
         }
-        for rx in &mut self.rx {
-            // A ring that cannot be believed ends here; what came before the lie is kept.
-            while let Ok(Some(info)) = rx.next(&self.memory.from_device, &self.id, &mut self.frame) {
-                self.received.push_back((info, self.frame[..info.len as usize].to_vec()));
-            }
-        }
-        for tx in &mut self.tx {
-            // The memory is ours and the places are the driver's own, so this cannot fail.
-            let _ = tx.take_unsent(&self.memory.to_device, &self.memory.from_device, &mut self.unsent);
-        }
+        self.slow.harvest(&mut self.unsent);
+        self.slow_closed = true;
     }
 
     /// Encodes one update into the ring. `Ok(false)`: no room, or its entry has an update in flight.
@@ -439,34 +443,6 @@ impl Fl1 {
         self.next_generation = self.next_generation.checked_add(1).unwrap_or(1);
         self.stats.updates += 1;
         Ok(true)
-    }
-
-    fn receive(&mut self, max: usize, packet: &mut dyn FnMut(SlowRx, &[u8])) -> Result<usize, NicError> {
-        let mut taken = 0;
-        while taken < max {
-            let Some((info, frame)) = self.received.pop_front() else { break };
-            packet(info, &frame);
-            taken += 1;
-        }
-        if self.standing.state() != NicState::Ready {
-            return Ok(taken);
-        }
-        // Queues take turns, so that a flood into one does not starve the others.
-        for _ in 0..self.rx.len() {
-            let q = self.rx_turn % self.rx.len();
-            self.rx_turn = self.rx_turn.wrapping_add(1);
-            let Some(rx) = self.rx.get_mut(q) else { break };
-            while taken < max {
-                match rx.next(&self.memory.from_device, &self.id, &mut self.frame) {
-                    Ok(Some(info)) => packet(info, &self.frame[..info.len as usize]),
-                    Ok(None) => break,
-                    Err(what) => return Err(NicError::Lies { device: self.regs.name().into(), what }),
-                }
-                taken += 1;
-            }
-            rx.post(&self.regs, q as u32)?;
-        }
-        Ok(taken)
     }
 }
 
@@ -541,18 +517,13 @@ impl Nic for Fl1 {
     }
 
     fn rx(&mut self, max: usize, packet: &mut dyn FnMut(SlowRx, &[u8])) -> Result<usize, NicError> {
-        let received = self.receive(max, packet);
+        let received = self.slow.receive(self.standing.state() == NicState::Ready, max, packet);
         self.note(received)
     }
 
     fn tx(&mut self, to: SlowTx, frame: &[u8]) -> Result<bool, NicError> {
         self.usable()?;
-        let port = slow::check_tx(&self.id, to, frame)?;
-        // One queue per port keeps a port's frames in order; a port without link holds only its own queue's ports.
-        let q = usize::from(port.0) % self.tx.len();
-        let arenas = (&self.memory.to_device, &self.memory.from_device);
-        let Some(tx) = self.tx.get_mut(q) else { return Ok(false) };
-        let sent = tx.send(&self.regs, arenas, q as u32, to, frame);
+        let sent = self.slow.send(to, frame);
         self.note(sent)
     }
 
@@ -565,13 +536,13 @@ impl Nic for Fl1 {
         if !self.keeps_order() {
             return Ok(());
         }
-        self.order.done(&self.rx, &self.tx);
-        let told = self.order.advance(&self.regs, &self.tx, &self.memory.from_device);
+        self.order.done(&self.slow);
+        let told = self.order.advance(&self.regs, &self.slow);
         self.note(told)
     }
 
     fn tx_pending(&self) -> usize {
-        self.tx.iter().map(|tx| tx.pending(&self.memory.from_device)).sum()
+        self.slow.pending()
     }
 
     fn take_unsent(&mut self) -> Vec<(SlowTx, Vec<u8>)> {

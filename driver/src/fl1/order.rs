@@ -5,8 +5,7 @@
 //! when those rings are sent up to there. One mark is waited for; a later one takes the place of any that waits behind it.
 
 use super::regs::{DB_RX_DONE, Regs};
-use super::slow::{RxQueue, TxQueue};
-use crate::dma::Arena;
+use super::slow::path::Slow;
 use crate::nic::NicError;
 
 /// Indices of all slow queues at one time: received to here, to be sent to there.
@@ -25,6 +24,8 @@ pub(crate) struct Order {
     spare: Option<Mark>,
     /// RX_DONE of each queue.
     told: Vec<u32>,
+    /// What is received now: kept so that nothing is allocated per batch.
+    received: Vec<u32>,
 }
 
 impl Order {
@@ -34,15 +35,17 @@ impl Order {
     }
 
     /// The slow path is done with all that it received up to now.
-    pub(crate) fn done(&mut self, rx: &[RxQueue], tx: &[TxQueue]) {
-        if rx.iter().zip(&self.told).all(|(rx, told)| rx.received() == *told) {
+    pub(crate) fn done(&mut self, slow: &Slow) {
+        self.received.clear();
+        slow.received(&mut self.received);
+        if self.received == self.told {
             return;
         }
         let mut mark = self.next.take().or_else(|| self.spare.take()).unwrap_or_default();
         mark.received.clear();
-        mark.received.extend(rx.iter().map(RxQueue::received));
+        mark.received.extend(&self.received);
         mark.queued.clear();
-        mark.queued.extend(tx.iter().map(TxQueue::queued));
+        slow.queued(&mut mark.queued);
         if self.current.is_none() {
             self.current = Some(mark);
         } else {
@@ -51,14 +54,9 @@ impl Order {
     }
 
     /// Tells the device of a mark that everything was sent for.
-    pub(crate) fn advance(
-        &mut self,
-        regs: &Regs,
-        tx: &[TxQueue],
-        from_device: &Arena,
-    ) -> Result<(), NicError> {
+    pub(crate) fn advance(&mut self, regs: &Regs, slow: &Slow) -> Result<(), NicError> {
         while let Some(mark) = &self.current {
-            if !tx.iter().zip(&mark.queued).all(|(tx, to)| tx.has_sent(from_device, *to)) {
+            if !slow.has_sent(&mark.queued) {
                 return Ok(());
             }
             for (queue, (told, received)) in (0..).zip(self.told.iter_mut().zip(&mark.received)) {

@@ -3,6 +3,9 @@
 //! Receive buffers are fixed, one per ring element, so posting one again is a doorbell and no descriptor. Transmit
 //! frames lie in a ring of bytes, because frames up to 64 KiB in fixed buffers would pin memory that nobody uses.
 
+pub(crate) mod path;
+
+use super::Memory;
 use super::caps::Identity;
 use super::regs::{DB_RX_TAIL, DB_TX_TAIL, Regs};
 use super::wire::{RX_MORE, RxBuffer, RxCompletion, TX_PIPELINE, TxDescriptor, parse};
@@ -14,6 +17,8 @@ use zerocopy::IntoBytes;
 
 /// Bytes of a receive buffer: the least that the device takes.
 const BUFFER: usize = 2048;
+/// Where a frame's bytes may begin in the ring of bytes: on a cache line of its own.
+const ALIGN: u64 = 64;
 /// Shortest frame that can be sent: an Ethernet header.
 const FRAME_MIN: usize = 14;
 
@@ -149,6 +154,8 @@ pub(crate) struct TxQueue {
     /// Consumer and producer index.
     head: u32,
     tail: u32,
+    /// Producer index as the device was told.
+    told: u32,
     /// Frames between head and tail, oldest first.
     frames: VecDeque<Sent>,
     data_tail: u64,
@@ -161,7 +168,7 @@ impl TxQueue {
         elements: u32,
         max_frame: u32,
     ) -> Self {
-        let data_len = (4 * max_frame as usize).next_multiple_of(64);
+        let data_len = (4 * max_frame as usize).next_multiple_of(ALIGN as usize);
         Self {
             descriptors: to_device.add(elements as usize * size_of::<TxDescriptor>()),
             elements,
@@ -170,6 +177,7 @@ impl TxQueue {
             data_len: data_len as u64,
             head: 0,
             tail: 0,
+            told: 0,
             frames: VecDeque::with_capacity(elements as usize),
             data_tail: 0,
         }
@@ -216,7 +224,7 @@ impl TxQueue {
 
     /// A place in the byte ring for a frame that must not wrap.
     fn place(&self, len: u64) -> Option<u64> {
-        let mut start = self.data_tail;
+        let mut start = self.data_tail.next_multiple_of(ALIGN);
         if start % self.data_len + len > self.data_len {
             start = start.next_multiple_of(self.data_len);
         }
@@ -224,18 +232,17 @@ impl TxQueue {
         (start + len - oldest <= self.data_len).then_some(start)
     }
 
-    /// Queues a frame and rings. `Ok(false)`: no room.
-    pub(crate) fn send(
+    /// Queues a frame, of which the device learns by [`Self::ring`]. `Ok(false)`: no room.
+    pub(crate) fn queue(
         &mut self,
-        regs: &Regs,
-        (to_device, from_device): (&Arena, &Arena),
-        queue: u32,
+        device: &str,
+        memory: &Memory,
         to: SlowTx,
         frame: &[u8],
     ) -> Result<bool, NicError> {
+        let Memory { to_device, from_device } = memory;
         if self.frames.len() >= self.elements as usize || self.place(frame.len() as u64).is_none() {
-            let lies = |what| NicError::Lies { device: regs.name().into(), what };
-            self.reap(from_device).map_err(lies)?;
+            self.reap(from_device).map_err(|what| NicError::Lies { device: device.into(), what })?;
         }
         let place = self.place(frame.len() as u64).filter(|_| self.frames.len() < self.elements as usize);
         let Some(start) = place else { return Ok(false) };
@@ -262,8 +269,16 @@ impl TxQueue {
         self.frames.push_back(Sent { to, start, len: frame.len() });
         self.data_tail = start + frame.len() as u64;
         self.tail = self.tail.wrapping_add(1);
-        regs.ring(DB_TX_TAIL.of(queue), self.tail)?;
         Ok(true)
+    }
+
+    /// Tells the device of the frames that were queued.
+    pub(crate) fn ring(&mut self, regs: &Regs, queue: u32) -> Result<(), NicError> {
+        if self.told != self.tail {
+            self.told = self.tail;
+            regs.ring(DB_TX_TAIL.of(queue), self.tail)?;
+        }
+        Ok(())
     }
 
     /// Takes back the frames that the device has not sent. If its index cannot be believed, all that are not known to be
@@ -281,12 +296,13 @@ impl TxQueue {
             out.push((f.to, frame));
         }
         self.head = self.tail;
+        self.told = self.tail;
         Ok(())
     }
 
     /// Starts anew; frames still in it are forgotten.
     pub(crate) fn restart(&mut self, from_device: &Arena) -> Result<(), NicError> {
-        (self.head, self.tail, self.data_tail) = (0, 0, 0);
+        (self.head, self.tail, self.told, self.data_tail) = (0, 0, 0, 0);
         self.frames.clear();
         Ok(from_device.mem().store_u64(self.written_back, 0, Ordering::Release)?)
     }

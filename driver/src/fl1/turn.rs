@@ -15,10 +15,13 @@ const BEAT_CHECKS: u32 = 64;
 
 impl Fl1 {
     pub(crate) fn turn(&mut self) -> Result<(), NicError> {
+        if let Some(met) = self.slow.take_fault() {
+            return Err(met);
+        }
         self.take_completions()?;
         self.take_events()?;
         self.send_reads()?;
-        self.order.advance(&self.regs, &self.tx, &self.memory.from_device)?;
+        self.order.advance(&self.regs, &self.slow)?;
         let now = self.config.platform.now_ns();
         let due = self.health.checkup.is_due(now, self.config.check_interval);
         if due { self.check_health() } else { Ok(()) }

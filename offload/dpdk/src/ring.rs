@@ -12,7 +12,8 @@ struct End {
     seen: AtomicU32,
 }
 
-/// See the module's head. More than one thread at an end does no harm to memory, but pointers may be lost or doubled.
+/// See the module's head. An end may pass from thread to thread by a lock. More than one thread at an end at once does no harm to
+/// memory, but pointers may be lost or doubled.
 pub struct Ring<T> {
     slots: Box<[AtomicPtr<T>]>,
     put: End,
@@ -67,6 +68,13 @@ impl<T> Ring<T> {
 
     /// Takes up to as many pointers as `out` has room for, oldest first; returns how many.
     pub fn take(&self, out: &mut [*mut T]) -> usize {
+        let there = self.look(out);
+        self.skip(there);
+        there
+    }
+
+    /// What [`Self::take`] would take; it stays.
+    pub fn look(&self, out: &mut [*mut T]) -> usize {
         let at = self.taken.at.load(Ordering::Relaxed);
         let mut seen = self.taken.seen.load(Ordering::Relaxed);
         let wanted = u32::try_from(out.len()).unwrap_or(u32::MAX);
@@ -80,8 +88,14 @@ impl<T> Ring<T> {
                 *place = slot.load(Ordering::Relaxed);
             }
         }
-        self.taken.at.store(at.wrapping_add(there), Ordering::Release);
         there as usize
+    }
+
+    /// Takes the `count` oldest pointers, which the last look gave.
+    pub fn skip(&self, count: usize) {
+        let at = self.taken.at.load(Ordering::Relaxed);
+        let count = u32::try_from(count).unwrap_or(u32::MAX).min(self.len());
+        self.taken.at.store(at.wrapping_add(count), Ordering::Release);
     }
 }
 
@@ -100,6 +114,8 @@ mod tests {
         let mut out = [pointer(0); 3];
         assert_eq!(ring.put(&items), 8);
         assert_eq!(ring.len(), 8);
+        assert_eq!(ring.look(&mut out), 3);
+        assert_eq!(ring.len(), 8, "a look takes nothing");
         assert_eq!(ring.take(&mut out), 3);
         assert_eq!(out, [1, 2, 3].map(pointer));
         assert_eq!(ring.put(&items[8..]), 3);

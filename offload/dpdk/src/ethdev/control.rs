@@ -259,7 +259,7 @@ unsafe extern "C" fn rx_queue_setup(
             if pool.is_null() {
                 return EINVAL;
             }
-            let queue = Arc::new(RxQueue::new(size, Pool::new(pool)));
+            let queue = Arc::new(RxQueue::new(size, Pool::new(pool), Arc::clone(a.nic.packets())));
             *(*(*dev).data).rx_queues.add(number.into()) = Arc::as_ptr(&queue).cast_mut().cast::<c_void>();
             store(&mut a.queues().rx, number, Some(queue));
             0
@@ -277,7 +277,7 @@ unsafe extern "C" fn tx_queue_setup(
     // SAFETY: as in `rx_queue_setup`.
     unsafe {
         on_port("tx_queue_setup", dev, |a| {
-            let queue = Arc::new(TxQueue::new(size));
+            let queue = Arc::new(TxQueue::new(size, a.port.nic_port, Arc::clone(a.nic.packets())));
             *(*(*dev).data).tx_queues.add(number.into()) = Arc::as_ptr(&queue).cast_mut().cast::<c_void>();
             store(&mut a.queues().tx, number, Some(queue));
             0

@@ -1,6 +1,6 @@
 //! A NIC that several DPDK ports share, and the thread that serves it.
 //!
-//! Threads of the application meet it in four places: rings of packets ([`port`]), without a lock; the list of changes, held
+//! Threads of the application meet it in four places: the packets ([`packets`]), which they move themselves; the list of changes, held
 //! for a push; the desk, where a rule's creation is decided from memory; and the engine, which the service thread holds for
 //! a turn and which queries, starts and stops ask for. Locks are taken in that order of the last three: desk, changes, engine;
 //! the service thread takes deliveries while it has the engine.
@@ -9,9 +9,11 @@ pub mod cpus;
 pub mod delivery;
 mod device;
 mod engine;
+pub mod packets;
 pub mod port;
 pub mod room;
 pub mod rules;
+mod sleep;
 
 use crate::devargs::{Devargs, NicName, Profile};
 use crate::guard;
@@ -27,12 +29,14 @@ use flowlift_offload::planner::Stats;
 use flowlift_offload::recirc::RecircGraph;
 use flowlift_sim::FaultPlan;
 use flowlift_sim::server::WireSpec;
+use packets::Packets;
 use port::Port;
 use room::Room;
 use rules::{Prints, Rule};
+use sleep::Sleeper;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Turns without work before the service thread sleeps, and how long: packets of the device wake nobody.
@@ -105,13 +109,13 @@ pub struct SharedNic {
     waiting: AtomicU32,
     changes: Mutex<Vec<Change>>,
     desk: Mutex<Desk>,
-    deliveries: RwLock<Deliveries>,
+    deliveries: Arc<RwLock<Deliveries>>,
+    packets: Arc<Packets>,
     ports: Mutex<Vec<Arc<Port>>>,
     gone: AtomicBool,
     stop: AtomicBool,
-    asleep: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
-    waker: Mutex<Option<Thread>>,
+    service: Arc<Sleeper>,
 }
 
 /// NICs of this process.
@@ -194,25 +198,27 @@ impl SharedNic {
             .resuming_in_software_from(crate::rule::FIRST_DELIVERY)
             .choosing_source_ports();
         let desk = Desk { room: Room::new(&caps), graph: RecircGraph::new(pipeline.last_stage()) };
+        let (deliveries, service) = (Arc::new(RwLock::default()), Arc::new(Sleeper::default()));
+        let packets = Arc::new(Packets::new(&driver, Arc::clone(&deliveries), Arc::clone(&service)));
         let nic = Arc::new(Self {
             name: args.nic.clone(),
             profile: args.profile.unwrap_or(Profile::Standard),
             seed: args.seed.unwrap_or(0),
             faults: args.faults.clone(),
-            engine: Mutex::new(Engine::new(driver, simulated, pipeline.clone())),
+            engine: Mutex::new(Engine::new(driver, simulated, pipeline.clone(), Arc::clone(&packets))),
             caps,
             pipeline,
             prints: Prints::default(),
             waiting: AtomicU32::new(0),
             changes: Mutex::new(Vec::new()),
             desk: Mutex::new(desk),
-            deliveries: RwLock::default(),
+            deliveries,
+            packets,
             ports: Mutex::new(Vec::new()),
             gone: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
             thread: Mutex::new(None),
-            waker: Mutex::new(None),
+            service,
         });
         let served = Arc::clone(&nic);
         let thread = std::thread::Builder::new()
@@ -222,7 +228,7 @@ impl SharedNic {
                 guard::guarded("the service thread", (), || served.serve());
             })
             .map_err(OpenError::Thread)?;
-        *lock(&nic.waker) = Some(thread.thread().clone());
+        nic.service.is(thread.thread().clone());
         *lock(&nic.thread) = Some(thread);
         Ok(nic)
     }
@@ -255,6 +261,11 @@ impl SharedNic {
     /// What decides over a rule's creation.
     pub fn desk(&self) -> MutexGuard<'_, Desk> {
         lock(&self.desk)
+    }
+
+    /// The way of packets.
+    pub fn packets(&self) -> &Arc<Packets> {
+        &self.packets
     }
 
     /// Deliveries of the rules.
@@ -395,13 +406,7 @@ impl SharedNic {
     }
 
     fn wake(&self) {
-        // Read first: it is awake as a rule, and a write would take the line from it.
-        if self.asleep.load(Ordering::Acquire)
-            && self.asleep.swap(false, Ordering::AcqRel)
-            && let Some(thread) = lock(&self.waker).as_ref()
-        {
-            thread.unpark();
-        }
+        self.service.wake();
     }
 
     /// The service thread.
@@ -416,7 +421,7 @@ impl SharedNic {
             let turn = {
                 let mut engine = lock(&self.engine);
                 std::mem::swap(engine.changes(), &mut *lock(&self.changes));
-                let turn = engine.turn(&self.deliveries, &mut events);
+                let turn = engine.turn(&mut events);
                 std::mem::swap(engine.released(), &mut released);
                 turn
             };
@@ -425,6 +430,11 @@ impl SharedNic {
                 released.drain(..).for_each(|id| deliveries.give(id));
             }
             events.drain(..).for_each(|event| self.tell(event));
+            if turn == Turn::Stuck {
+                // The NIC needs the CPU more, and a thread that sends comes by itself.
+                self.service.sleep(NAP, || !lock(&self.changes).is_empty());
+                continue;
+            }
             (idle, nap) = if turn == Turn::Idle { (idle + 1, nap) } else { (0, NAP) };
             if idle < IDLE_TURNS {
                 if turn != Turn::Worked {
@@ -432,12 +442,8 @@ impl SharedNic {
                 }
                 continue;
             }
-            self.asleep.store(true, Ordering::Release);
-            if lock(&self.changes).is_empty() {
-                std::thread::park_timeout(nap);
-                nap = (nap * 2).min(LONGEST_NAP);
-            }
-            self.asleep.store(false, Ordering::Release);
+            self.service.sleep(nap, || !lock(&self.changes).is_empty());
+            nap = (nap * 2).min(LONGEST_NAP);
         }
     }
 

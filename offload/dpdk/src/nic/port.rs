@@ -1,13 +1,14 @@
 //! A port of the NIC as DPDK sees it, and its queues: what the application's threads and the service thread share.
 //!
-//! A queue is a ring of buffers between one polling thread of the application and the service thread; neither waits for the
-//! other, and no lock is taken per burst.
+//! A receive queue is a ring of packets from whichever thread takes them in to the one that polls the queue. A transmit queue is a
+//! ring of packets that wait for the NIC; see [`Packets`] for both.
 
+use super::packets::Packets;
 use crate::ring::Ring;
 use crate::sys;
 use flowlift_driver::nic::NicPort;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Frames and bytes, L2 without FCS.
 #[derive(Debug, Default)]
@@ -61,12 +62,13 @@ impl Pool {
 }
 
 /// Gives buffers back to their pools.
-pub fn free(buffers: &mut [*mut sys::rte_mbuf]) {
+pub fn free(buffers: &[*mut sys::rte_mbuf]) {
     if let Ok(count) = u32::try_from(buffers.len())
         && count > 0
     {
-        // SAFETY: whoever calls owns these packets, as they came out of a ring or a pool, and uses them no more.
-        unsafe { sys::rte_pktmbuf_free_bulk(buffers.as_mut_ptr(), count) };
+        // SAFETY: whoever calls owns these packets, as they came from the application, out of a ring or a pool, and uses them no
+        // more. DPDK only reads the list.
+        unsafe { sys::rte_pktmbuf_free_bulk(buffers.as_ptr().cast_mut(), count) };
     }
 }
 
@@ -76,6 +78,8 @@ pub struct RxQueue {
     pub ring: Ring<sys::rte_mbuf>,
     /// Where their buffers come from.
     pub pool: Pool,
+    /// The way from the NIC.
+    pub packets: Arc<Packets>,
     /// Packets that the application was given.
     pub traffic: Traffic,
     /// Packets for which the ring had no room.
@@ -86,7 +90,11 @@ pub struct RxQueue {
 
 /// A transmit queue.
 pub struct TxQueue {
-    /// Packets on their way to the NIC.
+    /// The NIC's port.
+    pub port: NicPort,
+    /// The way to the NIC.
+    pub packets: Arc<Packets>,
+    /// Packets that wait for room in the NIC. Whoever takes them has the NIC's queue for this port.
     pub ring: Ring<sys::rte_mbuf>,
     /// Packets that the NIC was given.
     pub traffic: Traffic,
@@ -94,23 +102,27 @@ pub struct TxQueue {
     pub errors: AtomicU64,
 }
 
-fn empty(ring: &Ring<sys::rte_mbuf>) {
+/// Drops what is in a ring; how many packets.
+fn empty(ring: &Ring<sys::rte_mbuf>) -> u64 {
     let mut buffers = [std::ptr::null_mut(); 64];
+    let mut dropped = 0;
     loop {
         let taken = ring.take(&mut buffers);
         if taken == 0 {
-            return;
+            return dropped;
         }
-        free(&mut buffers[..taken]);
+        dropped += taken as u64;
+        free(&buffers[..taken]);
     }
 }
 
 impl RxQueue {
     /// A queue that holds at least `size` packets.
-    pub fn new(size: u16, pool: Pool) -> Self {
+    pub fn new(size: u16, pool: Pool, packets: Arc<Packets>) -> Self {
         Self {
             ring: Ring::new(size.into()),
             pool,
+            packets,
             traffic: Traffic::default(),
             missed: AtomicU64::new(0),
             no_buffer: AtomicU64::new(0),
@@ -124,9 +136,21 @@ impl RxQueue {
 }
 
 impl TxQueue {
-    /// A queue that holds at least `size` packets.
-    pub fn new(size: u16) -> Self {
-        Self { ring: Ring::new(size.into()), traffic: Traffic::default(), errors: AtomicU64::new(0) }
+    /// A queue of `port` that holds at least `size` packets.
+    pub fn new(size: u16, port: NicPort, packets: Arc<Packets>) -> Self {
+        Self {
+            port,
+            packets,
+            ring: Ring::new(size.into()),
+            traffic: Traffic::default(),
+            errors: AtomicU64::new(0),
+        }
+    }
+
+    /// Drops what waits for a NIC that is gone, and counts it.
+    pub fn refuse_waiting(&self) {
+        let dropped = empty(&self.ring);
+        self.errors.fetch_add(dropped, Ordering::Relaxed);
     }
 
     /// Drops what is in it. Neither end may be in use.
