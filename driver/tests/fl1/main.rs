@@ -2,6 +2,7 @@
 // Helpers of tests are tests: clippy.toml's exception reaches only functions with #[test].
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod beside;
 mod faults;
 mod figures;
 mod harness;

@@ -180,7 +180,8 @@ impl Engine {
         self.planner.pump(&mut self.nic, &self.rules, now);
         worked |= self.planner.stats() != before;
         self.reap();
-        self.unsent.extend(self.nic.take_unsent());
+        // Before those that wait to be sent again: they were sent again already.
+        self.nic.take_unsent().into_iter().rev().for_each(|frame| self.unsent.push_front(frame));
         self.turns = self.turns.wrapping_add(1);
         if self.turns.is_multiple_of(LINK_TURNS) {
             self.watch(events);

@@ -34,8 +34,8 @@ unsafe impl Send for Intake {}
 impl Drop for Intake {
     fn drop(&mut self) {
         for queue in &mut self.queues {
-            free(&mut queue.spare);
-            free(&mut queue.filled);
+            free(&queue.spare);
+            free(&queue.filled);
         }
     }
 }
@@ -140,7 +140,7 @@ impl Filling {
             match self.buffer().filter(|_| room > 0) {
                 Some(buffer) => next = buffer,
                 None => {
-                    free(&mut [head]);
+                    free(&[head]);
                     self.queue.no_buffer.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
