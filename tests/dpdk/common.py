@@ -162,8 +162,10 @@ def eal(*more, lcores="0,1", memory=256):
 class Testpmd:
     """dpdk-testpmd, asked one command at a time."""
 
-    def __init__(self, folder, name, *vdevs, queues=1):
-        arguments = [*eal(*vdevs), "--", "-i", "--total-num-mbufs=8192", f"--rxq={queues}", f"--txq={queues}"]
+    def __init__(self, folder, name, *vdevs, queues=1, ring=0, mbufs=8192):
+        arguments = [*eal(*vdevs), "--", "-i", f"--total-num-mbufs={mbufs}", f"--rxq={queues}", f"--txq={queues}"]
+        # 0: what the driver suggests.
+        arguments += [f"--rxd={ring}", f"--txd={ring}"] if ring else []
         self.process = Process(folder, name, "stdbuf", "-o0", "dpdk-testpmd", *arguments, stdin=subprocess.PIPE)
         self.prompts = 0
         self.wait()
@@ -179,6 +181,9 @@ class Testpmd:
         self.process.process.stdin.flush()
         self.wait()
         return self.process.text()[before:]
+
+    def pid(self):
+        return self.process.process.pid
 
     def hits(self, rule, *want):
         """Waits until a rule of port 0 has counted this many packets and bytes."""

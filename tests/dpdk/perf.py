@@ -19,7 +19,7 @@ FLOWLIFT = "--vdev=net_flowlift0,nic=sim,profile=large"
 
 
 def build():
-    """The driver that does nothing, and the program; where they are."""
+    """The driver that does nothing, and the programs; where they are."""
     out = DPDK / "rate"
     out.mkdir(exist_ok=True)
     include = [f"-I/usr/include/{path}" for path in ("dpdk", "x86_64-linux-gnu/dpdk")] + [f"-I{DPDK / 'source'}"]
@@ -27,7 +27,8 @@ def build():
     flags += ["-DALLOW_EXPERIMENTAL_API", "-DALLOW_INTERNAL_API"]
     libraries = ["-lrte_ethdev", "-lrte_eal", "-lrte_bus_vdev", "-lrte_mempool", "-lrte_mbuf"]
     output("cc", *flags, "-shared", "-fPIC", "-o", str(out / "librte_net_noop.so"), str(RATE / "noop.c"), *libraries)
-    output("cc", *flags, "-o", str(out / "rate"), str(RATE / "rate.c"), *libraries)
+    for program in ("rate", "bursts"):
+        output("cc", *flags, "-o", str(out / program), str(RATE / f"{program}.c"), *libraries)
     return out
 
 

@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Nobody polls who has not for so long, in nanoseconds.
-const UNPOLLED_NS: u64 = 1_000_000;
+const UNPOLLED_NS: u64 = 10_000_000;
 /// Turns between two looks at the links.
 const LINK_TURNS: u32 = 64;
 
