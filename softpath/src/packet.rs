@@ -134,7 +134,7 @@ pub struct Packet {
     /// Ingress port, recirculation ID, hash, mark and priority.
     pub metadata: Metadata,
     /// What the packet's sender left to do, a partial checksum or segmentation. Set it after filling; headers that come and go ahead of
-    /// it move it, and whoever sends the packet is told ([`crate::Sink::output_unfinished`]).
+    /// it move it, and whoever sends the packet is told ([`crate::Sink::output_with`]).
     pub offload: Option<Offload>,
     /// What was outside it when it came.
     tunnel: TunnelFields,
@@ -283,7 +283,7 @@ impl Packet {
             self.cut_next = false;
         }
         let bytes = &self.buf[self.start..self.start + len];
-        Outgoing { bytes, offload, tunnel: self.egress_tunnel.get() }
+        Outgoing { bytes, packet_type: self.packet_type, offload, tunnel: self.egress_tunnel.get() }
     }
 
     /// What the next output sends: all bytes, or less after a trunc action, which this uses up.
@@ -342,10 +342,27 @@ impl Packet {
 
 /// A packet as it is sent.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Outgoing<'p> {
-    pub(crate) bytes: &'p [u8],
-    pub(crate) offload: Option<Offload>,
-    pub(crate) tunnel: Option<&'p Key>,
+pub struct Outgoing<'p> {
+    /// Its bytes, from what `packet_type` says on.
+    pub bytes: &'p [u8],
+    /// Kind of the first header.
+    pub packet_type: PacketType,
+    /// What is left to do on it: it goes as it is to a port that understands that.
+    pub offload: Option<Offload>,
+    /// The `tun_*` fields that a set(tunnel) action gave it: what is outside it when the port is a tunnel. Other ports do not care.
+    pub tunnel: Option<&'p Key>,
+}
+
+impl<'p> Outgoing<'p> {
+    /// A whole frame of which nothing is to be told.
+    pub fn frame(bytes: &'p [u8]) -> Self {
+        Self { bytes, packet_type: PacketType::ETHERNET, offload: None, tunnel: None }
+    }
+
+    /// Does what is left to do, and gives the whole packets that come of it to `each`, in order.
+    pub fn finish(self, each: impl FnMut(&[u8])) {
+        finish(self.bytes, self.offload, each);
+    }
 }
 
 /// Does in software what is left to do on `packet`: gives the frames that come of it to `each`, in order. A packet whose headers

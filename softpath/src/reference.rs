@@ -9,12 +9,11 @@ use crate::actions::{
 };
 use crate::extract::{KeyBuf, extract_packet};
 use crate::meter::{self, MeterConfig, MeterError};
-use crate::packet::{Packet, PacketType};
+use crate::packet::{Outgoing, Packet};
 use crate::stats::{Counters, FlowStats};
 use crate::table::FlowId;
 use crate::worker::{Dropped, Sink, Upcall, upcall_miss};
-use flowlift_flow::{Flow, Key, Match, PortNo, Ufid};
-use flowlift_port::Offload;
+use flowlift_flow::{Flow, Match, PortNo, Ufid};
 use std::collections::BTreeMap;
 
 /// A flow of the reference datapath.
@@ -185,23 +184,8 @@ impl<S: Sink> actions::Sink for Pass<'_, S> {
         self.sink.output(port, packet);
     }
 
-    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
-        self.sink.output_unfinished(port, packet, offload);
-    }
-
-    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
-        self.sink.output_tunnel(port, packet, offload, tunnel);
-    }
-
-    fn output_bare(
-        &mut self,
-        port: PortNo,
-        packet: &[u8],
-        packet_type: PacketType,
-        offload: Option<Offload>,
-        tunnel: Option<&Key>,
-    ) {
-        self.sink.output_bare(port, packet, packet_type, offload, tunnel);
+    fn output_with(&mut self, port: PortNo, packet: Outgoing<'_>) {
+        self.sink.output_with(port, packet);
     }
 
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {

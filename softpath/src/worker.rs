@@ -20,14 +20,13 @@ use crate::datapath::{Shared, WorkerShared};
 use crate::extract::{KeyBuf, Layers, extract_into, extract_packet};
 use crate::isa::{Isa, Job};
 use crate::meter::MeterView;
-use crate::packet::{Packet, PacketType, finish};
+use crate::packet::{Outgoing, Packet, finish};
 use crate::stats::Counters;
 use crate::table::index::tag_of;
 use crate::table::rcu::{Guard, Reader, View, prefetch};
 use crate::table::shape::LookupKey;
 use crate::table::{FlowId, FlowRecord, TableShared};
 use flowlift_flow::{Flow, Key, Metadata, PortNo};
-use flowlift_port::Offload;
 use std::sync::Arc;
 
 /// Packets in a batch.
@@ -61,41 +60,11 @@ pub trait Sink {
     /// Sends `packet` to `port`.
     fn output(&mut self, port: PortNo, packet: &[u8]);
 
-    /// Sends `packet`, on which something is left to do, to `port`: as it is to a port that understands that. By default it is done
-    /// in software, and the frames that come of it go to [`Sink::output`].
+    /// As [`Sink::output`], a packet of which more is to be told than its bytes. By default nothing else is told, and what is left to do
+    /// on it is done in software.
     #[cold]
-    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
-        finish(packet, Some(offload), |whole| self.output(port, whole));
-    }
-
-    /// Sends `packet`, which a set(tunnel) action gave the `tun_*` fields of `tunnel`, to `port`: they are outside it when that is a tunnel
-    /// port. Other ports do not care.
-    #[cold]
-    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
-        let _ = tunnel;
-        match offload {
-            Some(offload) => self.output_unfinished(port, packet, offload),
-            None => self.output(port, packet),
-        }
-    }
-
-    /// As [`Sink::output`], a packet that is no Ethernet frame: `packet_type` says what it begins with. `offload` and `tunnel` as in the
-    /// others.    /// By default it goes where frames go.
-    #[cold]
-    fn output_bare(
-        &mut self,
-        port: PortNo,
-        packet: &[u8],
-        packet_type: PacketType,
-        offload: Option<Offload>,
-        tunnel: Option<&Key>,
-    ) {
-        let _ = packet_type;
-        match (tunnel, offload) {
-            (Some(tunnel), _) => self.output_tunnel(port, packet, offload, tunnel),
-            (None, Some(offload)) => self.output_unfinished(port, packet, offload),
-            (None, None) => self.output(port, packet),
-        }
+    fn output_with(&mut self, port: PortNo, packet: Outgoing<'_>) {
+        packet.finish(|whole| self.output(port, whole));
     }
 
     /// Hands a packet to the user; what is left to do on it has been done, and each of its segments comes by itself. False if it
@@ -491,23 +460,8 @@ impl<S: Sink> actions::Sink for Run<'_, '_, S> {
         self.sink.output(port, packet);
     }
 
-    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
-        self.sink.output_unfinished(port, packet, offload);
-    }
-
-    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
-        self.sink.output_tunnel(port, packet, offload, tunnel);
-    }
-
-    fn output_bare(
-        &mut self,
-        port: PortNo,
-        packet: &[u8],
-        packet_type: PacketType,
-        offload: Option<Offload>,
-        tunnel: Option<&Key>,
-    ) {
-        self.sink.output_bare(port, packet, packet_type, offload, tunnel);
+    fn output_with(&mut self, port: PortNo, packet: Outgoing<'_>) {
+        self.sink.output_with(port, packet);
     }
 
     fn upcall(&mut self, upcall: ActionUpcall<'_>) {

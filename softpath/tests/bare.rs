@@ -8,7 +8,7 @@ use common::*;
 use flowlift_flow::text::{NoNames, key_text, parse_actions, parse_match};
 use flowlift_flow::{Flow, Key, PortNo, key::eth_type};
 use flowlift_softpath::packet::PacketType;
-use flowlift_softpath::{Config, Datapath, Offload, Packet, Reference, Sink, Upcall};
+use flowlift_softpath::{Config, Datapath, Outgoing, Packet, Reference, Sink, Upcall};
 
 fn flow_text(matching: &str, actions: &str) -> Flow {
     let (matching, _) = parse_match(matching, &NoNames).unwrap_or_else(|e| panic!("{matching}: {e}"));
@@ -97,16 +97,10 @@ impl Sink for Told {
         self.sent.push((port.0, PacketType::ETHERNET, packet[0]));
     }
 
-    fn output_bare(
-        &mut self,
-        port: PortNo,
-        packet: &[u8],
-        packet_type: PacketType,
-        _: Option<Offload>,
-        tunnel: Option<&Key>,
-    ) {
+    fn output_with(&mut self, port: PortNo, packet: Outgoing<'_>) {
+        let Outgoing { bytes, packet_type, tunnel, .. } = packet;
         assert!(tunnel.is_none_or(|tunnel| tunnel.tun_id.get() == 7));
-        self.sent.push((port.0 + if tunnel.is_some() { 100 } else { 0 }, packet_type, packet[0]));
+        self.sent.push((port.0 + if tunnel.is_some() { 100 } else { 0 }, packet_type, bytes[0]));
     }
 
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool {

@@ -7,7 +7,9 @@ mod large;
 
 use flowlift_flow::{Action, AttrSet, Flow, Header, Key, Mask, Match, Metadata, PortNo};
 use flowlift_port::offload::finish;
-use flowlift_softpath::{Batch, Config, Datapath, Dropped, Offload, Packet, Reference, Sink, Upcall};
+use flowlift_softpath::{
+    Batch, Config, Datapath, Dropped, Offload, Outgoing, Packet, Reference, Sink, Upcall,
+};
 use large::{Large, Shape, build, large, verify_checksums};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -265,8 +267,8 @@ impl Sink for PassOn {
         self.0.push((packet.to_vec(), None));
     }
 
-    fn output_unfinished(&mut self, _: PortNo, packet: &[u8], offload: Offload) {
-        self.0.push((packet.to_vec(), Some(offload)));
+    fn output_with(&mut self, _: PortNo, packet: Outgoing<'_>) {
+        self.0.push((packet.bytes.to_vec(), packet.offload));
     }
 
     fn upcall(&mut self, _: Upcall<'_>) -> bool {

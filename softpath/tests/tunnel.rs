@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use flowlift_flow::key::tun_flags;
 use flowlift_flow::{Action, AttrSet, Flow, Header, Key, Mask, Match, Metadata, PortNo};
-use flowlift_softpath::{Batch, Config, Datapath, Offload, Packet, Reference, Sink, Upcall};
+use flowlift_softpath::{Batch, Config, Datapath, Outgoing, Packet, Reference, Sink, Upcall};
 
 /// A tunnel from 192.0.2.1 with options.
 fn tunnel(id: u64) -> Key {
@@ -33,8 +33,8 @@ impl Sink for Sent {
         self.0.push((port.0, None, packet.len()));
     }
 
-    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], _: Option<Offload>, tunnel: &Key) {
-        self.0.push((port.0, Some(tunnel.tun_id.get()), packet.len()));
+    fn output_with(&mut self, port: PortNo, packet: Outgoing<'_>) {
+        self.0.push((port.0, packet.tunnel.map(|tunnel| tunnel.tun_id.get()), packet.bytes.len()));
     }
 
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool {

@@ -38,17 +38,7 @@ fn output<S: Sink>(sink: &mut S, port: PortNo, packet: &mut Packet) {
     if packet.is_plain() {
         return sink.output(port, packet.take_for_output());
     }
-    let packet_type = packet.packet_type;
-    match packet.take_with_all() {
-        Outgoing { bytes, offload, tunnel } if !packet_type.is_ethernet() => {
-            sink.output_bare(port, bytes, packet_type, offload, tunnel);
-        }
-        Outgoing { bytes, offload, tunnel: Some(tunnel) } => sink.output_tunnel(port, bytes, offload, tunnel),
-        Outgoing { bytes, offload: Some(offload), tunnel: None } => {
-            sink.output_unfinished(port, bytes, offload)
-        }
-        Outgoing { bytes, offload: None, tunnel: None } => sink.output(port, bytes),
-    }
+    sink.output_with(port, packet.take_with_all());
 }
 
 /// What all lists of one execution share.
@@ -95,10 +85,11 @@ impl<S: Sink> Run<'_, S> {
                 // Whether the packet begins with an Ethernet header is read from the key.
                 let retyped = (packet.packet_type.0 != self.key.packet_type.get())
                     .then(|| retyped(self.key, packet.packet_type));
-                let Outgoing { bytes, offload, tunnel: egress_tunnel } = packet.take_with_all();
+                let outgoing = packet.take_with_all();
+                let Outgoing { bytes, tunnel: egress_tunnel, .. } = outgoing;
                 let cut = whole - bytes.len();
                 let actions = to.actions.as_deref();
-                finish(bytes, offload, |packet| {
+                outgoing.finish(|packet| {
                     self.sink.upcall(ActionUpcall {
                         key: retyped.as_deref().unwrap_or(self.key),
                         userspace: &to.userspace,

@@ -27,10 +27,9 @@ mod vxlan;
 pub use compile::compile;
 pub use execute::execute;
 
-use crate::packet::{Packet, PacketType, finish};
+use crate::packet::{Outgoing, Packet};
 use flowlift_flow::action::{HashAlg, Userspace, VxlanHeader};
 use flowlift_flow::{Action, Key, PortNo};
-use flowlift_port::Offload;
 use thiserror::Error;
 
 /// Deepest nesting of action lists, as in the kernel's datapath (`OVS_COPY_ACTIONS_MAX_DEPTH`).
@@ -270,40 +269,11 @@ pub trait Sink {
     /// Sends `packet` to `port`. Called in the order of the actions.
     fn output(&mut self, port: PortNo, packet: &[u8]);
 
-    /// As [`Sink::output`], a packet on which something is left to do. Done in software by default.
+    /// As [`Sink::output`], a packet of which more is to be told than its bytes. By default nothing else is told, and what is left to do
+    /// on it is done in software.
     #[cold]
-    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
-        finish(packet, Some(offload), |whole| self.output(port, whole));
-    }
-
-    /// As [`Sink::output`], a packet that a set(tunnel) action gave the `tun_*` fields of `tunnel`: what is outside it when `port` is a
-    /// tunnel port. Other ports do not care.
-    #[cold]
-    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
-        let _ = tunnel;
-        match offload {
-            Some(offload) => self.output_unfinished(port, packet, offload),
-            None => self.output(port, packet),
-        }
-    }
-
-    /// As [`Sink::output`], a packet that is no Ethernet frame: `packet_type` says what it begins with. `offload` and `tunnel` as in the
-    /// others.    /// By default it goes where frames go.
-    #[cold]
-    fn output_bare(
-        &mut self,
-        port: PortNo,
-        packet: &[u8],
-        packet_type: PacketType,
-        offload: Option<Offload>,
-        tunnel: Option<&Key>,
-    ) {
-        let _ = packet_type;
-        match (tunnel, offload) {
-            (Some(tunnel), _) => self.output_tunnel(port, packet, offload, tunnel),
-            (None, Some(offload)) => self.output_unfinished(port, packet, offload),
-            (None, None) => self.output(port, packet),
-        }
+    fn output_with(&mut self, port: PortNo, packet: Outgoing<'_>) {
+        packet.finish(|whole| self.output(port, whole));
     }
 
     /// Hands a packet to the user. Packets on which something is left to do come finished, segment by segment.

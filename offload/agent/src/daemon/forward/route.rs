@@ -5,9 +5,9 @@ use super::upcall::Upcalls;
 use flowlift_driver::nic::{NicPort, SlowTx};
 use flowlift_flow::{Key, PortNo};
 use flowlift_ovs::backend::DpIndex;
-use flowlift_port::{Frame, FrameSink, Offload};
+use flowlift_port::{Frame, FrameSink};
 use flowlift_softpath::packet::PacketType;
-use flowlift_softpath::{Dropped, Sink, Upcall};
+use flowlift_softpath::{Dropped, Outgoing, Sink, Upcall};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -142,24 +142,24 @@ pub(super) struct Route<'a> {
 }
 
 impl Route<'_> {
-    /// Sends to a port of the host, or queues for one of the NIC, which takes whole packets only. False for the latter with
-    /// work left to do. `tunnel` is what is outside the frame if the port is a tunnel.
-    fn send(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: Option<&Key>) -> bool {
+    /// Sends to a port of the host, or queues for one of the NIC, which takes whole packets only. As in the kernel's datapath, a packet
+    /// without an Ethernet header leaves by a tunnel that carries such packets, or not at all.
+    fn send(&mut self, port: PortNo, packet: Outgoing<'_>) {
+        let Outgoing { bytes, packet_type, offload, tunnel } = packet;
         match self.outlets.by_port.get_mut(port.0 as usize) {
-            Some(Some(outlet @ (Outlet::Host(_) | Outlet::Tunnel(_)))) => {
-                match outlet {
-                    // The port has counted what it did not take.
-                    Outlet::Host(sender) => drop(sender.send(Frame { offload, ..Frame::new(packet) })),
-                    Outlet::Tunnel(sender) => sender.send(packet, PacketType::ETHERNET, offload, tunnel),
-                    Outlet::Nic(_) => {}
-                }
+            Some(Some(Outlet::Tunnel(sender))) => {
+                sender.send(bytes, packet_type, offload, tunnel);
                 self.outlets.has_kept(port);
             }
-            Some(Some(Outlet::Nic(_))) if offload.is_some() => return false,
-            Some(Some(Outlet::Nic(port))) => self.exits.queue_for_nic(*port, packet),
+            Some(Some(_)) if !packet_type.is_ethernet() => self.exits.counters.no_ethernet += 1,
+            Some(Some(Outlet::Host(sender))) => {
+                // The port has counted what it did not take.
+                let _ = sender.send(Frame { offload, ..Frame::new(bytes) });
+                self.outlets.has_kept(port);
+            }
+            Some(Some(Outlet::Nic(port))) => packet.finish(|whole| self.exits.queue_for_nic(*port, whole)),
             Some(None) | None => self.exits.counters.no_port += 1,
         }
-        true
     }
 
     /// The tunnel with which a packet would leave by a port, if that is a tunnel.
@@ -179,46 +179,11 @@ impl Route<'_> {
 
 impl Sink for Route<'_> {
     fn output(&mut self, port: PortNo, packet: &[u8]) {
-        self.send(port, packet, None, None);
+        self.send(port, Outgoing::frame(packet));
     }
 
-    fn output_unfinished(&mut self, port: PortNo, packet: &[u8], offload: Offload) {
-        if !self.send(port, packet, Some(offload), None) {
-            let mut each = |whole: &[u8]| {
-                self.send(port, whole, None, None);
-            };
-            if flowlift_port::offload::finish(packet, &offload, &mut Vec::new(), &mut each).is_err() {
-                self.send(port, packet, None, None);
-            }
-        }
-    }
-
-    fn output_tunnel(&mut self, port: PortNo, packet: &[u8], offload: Option<Offload>, tunnel: &Key) {
-        match (self.outlets.by_port.get(port.0 as usize), offload) {
-            (Some(Some(Outlet::Tunnel(_))), _) | (_, None) => {
-                self.send(port, packet, offload, Some(tunnel));
-            }
-            (_, Some(offload)) => self.output_unfinished(port, packet, offload),
-        }
-    }
-
-    /// As in the kernel's datapath, a packet without an Ethernet header leaves by a tunnel that carries such packets, or not at all.
-    fn output_bare(
-        &mut self,
-        port: PortNo,
-        packet: &[u8],
-        packet_type: PacketType,
-        offload: Option<Offload>,
-        tunnel: Option<&Key>,
-    ) {
-        match self.outlets.by_port.get_mut(port.0 as usize) {
-            Some(Some(Outlet::Tunnel(sender))) => {
-                sender.send(packet, packet_type, offload, tunnel);
-                self.outlets.has_kept(port);
-            }
-            Some(Some(Outlet::Host(_) | Outlet::Nic(_))) => self.exits.counters.no_ethernet += 1,
-            Some(None) | None => self.exits.counters.no_port += 1,
-        }
+    fn output_with(&mut self, port: PortNo, packet: Outgoing<'_>) {
+        self.send(port, packet);
     }
 
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool {
