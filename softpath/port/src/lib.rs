@@ -15,6 +15,7 @@ pub mod host;
 pub mod link;
 pub mod memory;
 mod mmsg;
+pub mod namespace;
 pub mod offload;
 pub mod packet;
 mod sockopt;

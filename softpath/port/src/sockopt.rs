@@ -1,5 +1,5 @@
 //! Socket options that no safe wrapper has.
-#![allow(unsafe_code)] // setsockopt.
+#![allow(unsafe_code)] // setsockopt and getsockopt.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -37,6 +37,16 @@ pub(crate) fn set<T: Plain>(
 pub(crate) fn receive_buffer(socket: &OwnedFd, bytes: libc::c_int) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
         .or_else(|_| set(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes))
+}
+
+/// An option that is a number of 64 bits.
+pub(crate) fn get_u64(socket: &OwnedFd, level: libc::c_int, name: libc::c_int) -> io::Result<u64> {
+    let (mut value, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the kernel writes no more than the size that it is told, and every value of a `u64` is one.
+    Errno::result(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
+    })?;
+    if len as usize == size_of::<u64>() { Ok(value) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Lets nothing be received by the socket: for one that only sends.

@@ -5,7 +5,7 @@
 //! later. So a child of the daemon has each file, too: it gives them to the next daemon, with the packets that wait in them, or ends
 //! [`GRACE`] after the last one. It does nothing else.
 //!
-//! A keeper is for one network namespace: a device of the same name or index in another one is another device.
+//! A keeper is for one network namespace, as its socket is ([`super::state_dir`]), which is that namespace's while the keeper lives.
 //!
 //! Messages are framed as vfio-user's are, whose endpoint passes file descriptors. Each is answered.
 
@@ -18,10 +18,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -44,9 +43,9 @@ const CLOSE: u16 = 3;
 pub struct Keeper(Option<Endpoint>);
 
 impl Keeper {
-    /// This network namespace's keeper, whose socket is in this folder; it is started if it is not there.
-    pub fn find(folder: &Path) -> Self {
-        match socket_path(folder).and_then(|path| connect(&path)) {
+    /// The keeper whose socket this is; it is started if it is not there.
+    pub fn find(path: &Path) -> Self {
+        match connect(path) {
             Ok(endpoint) => Self(Some(endpoint)),
             Err(error) => {
                 tracing::warn!(%error, "ports' devices change when the daemon ends, which ovs-vswitchd notices");
@@ -84,12 +83,6 @@ impl Keeper {
             }
         }
     }
-}
-
-/// A namespace's number is its own while the keeper lives, which is in that namespace.
-fn socket_path(folder: &Path) -> Result<PathBuf> {
-    let namespace = fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?;
-    Ok(folder.join(format!("keeper-{}.sock", namespace.ino())))
 }
 
 fn connect(path: &Path) -> Result<Endpoint> {

@@ -22,6 +22,7 @@ pub mod plane;
 mod representor;
 pub mod serve;
 mod sim;
+pub mod state_dir;
 
 use crate::cli::{DaemonArgs, DaemonNic};
 use crate::control::{self, Server as ControlServer};
@@ -43,6 +44,7 @@ use plane::Plane;
 use representor::Represented;
 use serve::Serve;
 use sim::Simulation;
+use state_dir::StateDir;
 use std::sync::Arc;
 use std::thread::Builder;
 
@@ -112,7 +114,7 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     let forward = Builder::new()
         .name("forward".into())
         .spawn(move || end("forward", forwarder.run(&forwarder_inbox).map_err(Into::into)))?;
-    plane.restore(&folder);
+    plane.restore(StateDir::open(&folder)?);
     plane.unclaim_leftovers();
     let allowed = vec![nix::unistd::geteuid().as_raw()];
     let devices = Endpoint::new(Socket::bind_route(port_id)?, Server::of_devices(allowed.clone()));

@@ -30,7 +30,7 @@ struct Living {
 #[derive(Debug)]
 pub(super) struct Log {
     path: PathBuf,
-    boot: String,
+    owner: String,
     file: File,
     len: u64,
     /// The file has its name; before, the one of the daemon before has.
@@ -48,12 +48,12 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 impl Log {
-    /// A journal that gets the name `path` with [`Self::publish`], with the host's boot ID.
-    pub(super) fn create(path: &Path, boot: &str) -> io::Result<Self> {
+    /// A journal that gets the name `path` with [`Self::publish`], of this owner.
+    pub(super) fn create(path: &Path, owner: &str) -> io::Result<Self> {
         let file = create(&path.with_extension("new"))?;
         let mut log = Self {
             path: path.to_path_buf(),
-            boot: boot.to_owned(),
+            owner: owner.to_owned(),
             file,
             len: 0,
             published: false,
@@ -62,7 +62,7 @@ impl Log {
             meters: BTreeMap::new(),
             living: 0,
         };
-        Record::Header(boot.to_owned()).encode(&mut log.pending);
+        Record::Header(owner.to_owned()).encode(&mut log.pending);
         Ok(log)
     }
 
@@ -152,7 +152,7 @@ impl Log {
 
     /// Replaces the file by one with what lives alone, in one step.
     fn rewrite(&mut self) -> io::Result<()> {
-        let mut new = Self::create(&self.path, &self.boot)?;
+        let mut new = Self::create(&self.path, &self.owner)?;
         let mut order: Vec<(&(DpIndex, u32), &Living)> = self.flows.iter().collect();
         order.sort_unstable_by_key(|(_, flow)| flow.at);
         for (name, flow) in &order {

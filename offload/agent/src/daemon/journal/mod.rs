@@ -29,8 +29,6 @@ use std::time::{Duration, Instant};
 const GATHER: usize = 256 << 10;
 /// Time between two writes at least: while flows come and go without end, the thread is woken once for all of that time.
 const INTERVAL: Duration = Duration::from_millis(2);
-/// Where the kernel tells which start of the host this is.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What the writing thread is told.
 #[derive(Debug)]
@@ -55,17 +53,13 @@ pub struct SavedFlows {
     pub meters: Vec<(u32, MeterConfig)>,
 }
 
-fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
-}
-
 impl Journal {
-    /// Begins a journal. It takes the place of the one at `path` with [`Self::publish`].
+    /// Begins `owner`'s journal. It takes the place of the one at `path` with [`Self::publish`].
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn start(path: &Path) -> io::Result<Self> {
-        let log = Log::create(path, &boot_id()?)?;
+    pub fn start(path: &Path, owner: &str) -> io::Result<Self> {
+        let log = Log::create(path, owner)?;
         let (orders, inbox) = channel();
         let thread = Builder::new().name("journal".into()).spawn(move || write(log, &inbox))?;
         Ok(Self { orders, thread })
@@ -149,11 +143,10 @@ fn write(mut log: Log, orders: &Receiver<Order>) {
     }
 }
 
-/// What the daemon before left at `path`, by datapath. What cannot be read is told and left out.
-pub fn read(path: &Path) -> BTreeMap<DpIndex, SavedFlows> {
-    let read = || -> io::Result<_> { Ok((fs::read(path)?, boot_id()?)) };
-    match read() {
-        Ok((bytes, boot)) => collect(&bytes, &boot, path),
+/// What the daemon before left at `path`, by datapath, if it was the same `owner`'s. What cannot be read is told and left out.
+pub fn read(path: &Path, owner: &str) -> BTreeMap<DpIndex, SavedFlows> {
+    match fs::read(path) {
+        Ok(bytes) => collect(&bytes, owner, path),
         Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "the flows of the daemon before cannot be read");
@@ -163,10 +156,10 @@ pub fn read(path: &Path) -> BTreeMap<DpIndex, SavedFlows> {
 }
 
 /// The state that a journal's records lead to.
-fn collect(bytes: &[u8], boot: &str, path: &Path) -> BTreeMap<DpIndex, SavedFlows> {
+fn collect(bytes: &[u8], owner: &str, path: &Path) -> BTreeMap<DpIndex, SavedFlows> {
     let mut flows: BTreeMap<(DpIndex, u32), (u32, Vec<u8>, FlowStats)> = BTreeMap::new();
     let mut meters: BTreeMap<(DpIndex, u32), MeterConfig> = BTreeMap::new();
-    let result = record::read(bytes, boot, |record| match record {
+    let result = record::read(bytes, owner, |record| match record {
         Record::Header(_) => {}
         Record::Put(dp, id, flow) => {
             let place = flows.entry((dp, id.slot)).or_default();

@@ -46,9 +46,9 @@ pub(super) enum Damage {
     /// Another layout.
     #[error("its layout is version {0}, this daemon's is {VERSION}")]
     Version(u32),
-    /// The host was restarted: ports, devices and clocks are others now.
-    #[error("it is from before the host was restarted")]
-    OtherBoot,
+    /// Ports, devices or clocks are others now.
+    #[error("it is of another network namespace, or from before the host was restarted")]
+    OtherOwner,
     /// A record is cut off, or has another checksum.
     #[error("the record at byte {0} is damaged")]
     Record(usize),
@@ -57,7 +57,7 @@ pub(super) enum Damage {
 /// What happened, as far as the next daemon has to know.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Record {
-    /// The beginning of a journal: the host's boot ID.
+    /// The beginning of a journal: whose it is.
     Header(String),
     /// A flow is there, or has new actions. The flow's bytes are those of [`encode_flow`].
     Put(DpIndex, FlowId, Vec<u8>),
@@ -115,11 +115,11 @@ impl Record {
         let start = out.len();
         out.extend_from_slice(&[0; FRAME]);
         match self {
-            Self::Header(boot) => {
+            Self::Header(owner) => {
                 out.push(kind::HEADER);
                 out.extend_from_slice(MAGIC);
                 put_u32(out, VERSION);
-                out.extend_from_slice(boot.as_bytes());
+                out.extend_from_slice(owner.as_bytes());
             }
             Self::Put(dp, id, flow) => {
                 put_id(out, kind::PUT, *dp, *id);
@@ -196,7 +196,7 @@ impl Record {
 }
 
 /// Gives the records of a journal to `each`, up to the end or the first damaged one.
-pub(super) fn read(bytes: &[u8], boot: &str, mut each: impl FnMut(Record)) -> Result<(), Damage> {
+pub(super) fn read(bytes: &[u8], owner: &str, mut each: impl FnMut(Record)) -> Result<(), Damage> {
     let mut at = 0;
     let header = frame(bytes, &mut at).ok_or(Damage::NoJournal)?;
     let mut rest = Reader(header);
@@ -207,8 +207,8 @@ pub(super) fn read(bytes: &[u8], boot: &str, mut each: impl FnMut(Record)) -> Re
         }
         _ => return Err(Damage::NoJournal),
     }
-    if rest.0 != boot.as_bytes() {
-        return Err(Damage::OtherBoot);
+    if rest.0 != owner.as_bytes() {
+        return Err(Damage::OtherOwner);
     }
     while at < bytes.len() {
         let start = at;

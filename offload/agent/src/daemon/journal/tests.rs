@@ -8,6 +8,7 @@ use flowlift_softpath::{MeterBand, MeterUnit};
 use std::fs;
 
 const DP: DpIndex = DpIndex(7);
+const OWNER: &str = "boot 1, network namespace 2";
 
 /// The bundled flows as a datapath has them. A dump that was recorded without handlers has userspace actions for nobody, which no
 /// datapath takes.
@@ -41,11 +42,11 @@ fn seen(packets: u64) -> FlowStats {
 
 /// The state after a daemon that does this ends.
 fn after(path: &Path, life: impl FnOnce(&Journal)) -> BTreeMap<DpIndex, SavedFlows> {
-    let journal = Journal::start(path).unwrap();
+    let journal = Journal::start(path, OWNER).unwrap();
     life(&journal);
     journal.publish();
     journal.close();
-    read(path)
+    read(path, OWNER)
 }
 
 #[test]
@@ -87,10 +88,10 @@ fn the_next_daemon_reads_what_this_one_did() {
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     // A daemon that ends before it has found all again leaves the file of the one before.
-    let journal = Journal::start(&path).unwrap();
+    let journal = Journal::start(&path, OWNER).unwrap();
     journal.put(DP, id(0, 1), &flows[5]);
     journal.close();
-    assert_eq!(read(&path), saved);
+    assert_eq!(read(&path, OWNER), saved);
 }
 
 #[test]
@@ -120,7 +121,7 @@ fn a_long_journal_is_rewritten_and_says_the_same() {
 fn a_damaged_journal_is_believed_up_to_the_damage() {
     let mut bytes = Vec::new();
     let flow = encode_flow(&bundled()[0]).unwrap();
-    Record::Header("this boot".into()).encode(&mut bytes);
+    Record::Header("this owner".into()).encode(&mut bytes);
     let ends: Vec<usize> = (0..3)
         .map(|n| {
             Record::Put(DP, id(n, 1), flow.clone()).encode(&mut bytes);
@@ -129,7 +130,7 @@ fn a_damaged_journal_is_believed_up_to_the_damage() {
         .collect();
     let count = |bytes: &[u8]| {
         let mut records = 0;
-        (record::read(bytes, "this boot", |_| records += 1), records)
+        (record::read(bytes, "this owner", |_| records += 1), records)
     };
     assert_eq!(count(&bytes), (Ok(()), 3));
     for cut in 0..bytes.len() {
@@ -145,9 +146,9 @@ fn a_damaged_journal_is_believed_up_to_the_damage() {
         assert!(result.is_err(), "byte {at} changed");
         assert_eq!(records, ends.iter().filter(|end| **end <= at).count(), "byte {at} changed");
     }
-    let from = |boot: &str| record::read(&bytes, boot, |_| panic!("nothing of it is believed"));
-    assert_eq!(from("another boot"), Err(Damage::OtherBoot));
-    let nothing = |bytes: &[u8]| record::read(bytes, "this boot", |_| ());
+    let from = |owner: &str| record::read(&bytes, owner, |_| panic!("nothing of it is believed"));
+    assert_eq!(from("another owner"), Err(Damage::OtherOwner));
+    let nothing = |bytes: &[u8]| record::read(bytes, "this owner", |_| ());
     assert_eq!(nothing(b""), Err(Damage::NoJournal));
     assert_eq!(nothing(&[0xff; 100]), Err(Damage::NoJournal));
 }

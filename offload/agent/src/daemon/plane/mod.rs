@@ -18,6 +18,7 @@ use super::keeper::Keeper;
 use super::mailbox::Mailbox;
 use super::nic_ports::NicPorts;
 use super::representor::Represented;
+use super::state_dir::StateDir;
 use flowlift_driver::nic::NicPort;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{
@@ -27,7 +28,6 @@ use flowlift_port::link::Links;
 use flowlift_softpath as softpath;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use tunnel::Tunnel;
 
 /// Number of the port that a datapath is made with.
@@ -91,7 +91,7 @@ pub struct Plane {
     /// Tunnel devices, by name.
     tunnels: BTreeMap<String, Tunnel>,
     /// Where the next daemon finds datapaths and ports; `None` before [`Self::restore`].
-    state: Option<PathBuf>,
+    state: Option<StateDir>,
     /// Where it finds flows and meters.
     journal: Option<Journal>,
     /// Who keeps the devices of internal ports until then.

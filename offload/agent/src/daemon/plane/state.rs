@@ -1,7 +1,7 @@
 //! What a daemon finds of the one before it: datapaths and their ports, with who gets their upcalls.
 //!
 //! Saved whenever one of them changes, in one step, so that a daemon killed at any moment leaves a whole file. Flows and meters are
-//! in a file of their own ([`crate::daemon::journal`]). The devices of internal ports outlive the daemon, and a
+//! in a file of their own ([`crate::daemon::journal`]), all of it this network namespace's ([`crate::daemon::state_dir`]). The devices of internal ports outlive the daemon, and a
 //! datapath's handle is its local port's interface index; so ovs-vswitchd goes on with the handles that it has.
 //!
 //! A datapath has its flows before it has its ports, so no packet of theirs misses.
@@ -9,6 +9,7 @@
 use super::{LOCAL, Plane, Port};
 use crate::daemon::journal::{self, Journal, SavedFlows};
 use crate::daemon::keeper::Keeper;
+use crate::daemon::state_dir::StateDir;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{
     Backend, DatapathChange, DpIndex, Features, FlowCursor, NewDatapath, NewVport, Refusal, TunnelDevice,
@@ -22,6 +23,13 @@ use std::io::{self, ErrorKind, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+/// The saved datapaths and ports.
+const DATAPATHS: &str = "datapaths.json";
+/// The journal.
+const FLOWS: &str = "flows.journal";
+/// The keeper's socket.
+const KEEPER: &str = "keeper.sock";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedPort {
@@ -56,6 +64,14 @@ enum SavedTunnel {
     Ip6erspan,
 }
 
+/// All of it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    /// [`StateDir::owner`] of whoever saved it.
+    owner: String,
+    datapaths: Vec<SavedDatapath>,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedDatapath {
     name: String,
@@ -70,8 +86,8 @@ struct SavedDatapath {
 impl Plane {
     /// Saves what there is, if it is to be saved. A failure costs the next daemon its memory and nothing now.
     pub(super) fn save(&self) {
-        let Some(path) = &self.state else { return };
-        let saved: Vec<SavedDatapath> = self
+        let Some(state) = &self.state else { return };
+        let datapaths: Vec<SavedDatapath> = self
             .dps
             .values()
             .map(|dp| {
@@ -95,7 +111,8 @@ impl Plane {
                 }
             })
             .collect();
-        if let Err(error) = write(path, &saved) {
+        let (path, owner) = (state.file(DATAPATHS), state.owner().to_owned());
+        if let Err(error) = write(&path, &Saved { owner, datapaths }) {
             tracing::warn!(path = %path.display(), %error, "the datapaths could not be saved for the next daemon");
         }
     }
@@ -130,36 +147,25 @@ impl Plane {
         })
     }
 
-    /// Makes what the daemon before had, as far as its devices are still there. From now on, all is saved in this folder.
-    pub fn restore(&mut self, folder: &Path) {
-        let (path, flows) = (folder.join("datapaths.json"), folder.join("flows.journal"));
-        let saved: Vec<SavedDatapath> = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "not the state of a daemon");
-                Vec::new()
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the state of the daemon before cannot be read");
-                Vec::new()
-            }
-        };
-        self.keeper = Keeper::find(folder);
-        let mut saved_flows = journal::read(&flows);
-        match Journal::start(&flows) {
+    /// Makes what the daemon before had, as far as its devices are still there. From now on, all is saved there.
+    pub fn restore(&mut self, state: StateDir) {
+        let flows = state.file(FLOWS);
+        self.keeper = Keeper::find(&state.file(KEEPER));
+        let mut saved_flows = journal::read(&flows, state.owner());
+        match Journal::start(&flows, state.owner()) {
             Ok(journal) => self.journal = Some(journal),
             Err(error) => {
                 tracing::warn!(path = %flows.display(), %error, "flows are not saved for the next daemon");
             }
         }
-        for dp in saved {
+        for dp in read(&state.file(DATAPATHS), state.owner()) {
             let name = dp.name.clone();
             match self.restore_datapath(dp, &mut saved_flows) {
                 Ok(ports) => tracing::info!(name, ports, "datapath found again"),
                 Err(refusal) => tracing::warn!(name, %refusal, "a datapath could not be made again"),
             }
         }
-        self.state = Some(path);
+        self.state = Some(state);
         self.save();
         self.log(Journal::publish);
     }
@@ -249,11 +255,57 @@ impl Plane {
     }
 }
 
+/// The datapaths that `owner` saved; none, and why is told, if there is no such file.
+fn read(path: &Path, owner: &str) -> Vec<SavedDatapath> {
+    let saved = fs::read(path).and_then(|bytes| Ok(serde_json::from_slice::<Saved>(&bytes)?));
+    match saved {
+        Ok(saved) if saved.owner == owner => saved.datapaths,
+        Ok(saved) => {
+            let path = path.display();
+            tracing::warn!(%path, saved.owner, owner, "the state is of another network namespace, and not taken up");
+            Vec::new()
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "the state of the daemon before cannot be read");
+            Vec::new()
+        }
+    }
+}
+
 /// Replaces the file in one step; only the daemon's user reads it.
-fn write(path: &Path, saved: &[SavedDatapath]) -> io::Result<()> {
+fn write(path: &Path, saved: &Saved) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(&serde_json::to_vec_pretty(saved)?)?;
     drop(file);
     fs::rename(new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_another_network_namespace_is_not_taken_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(DATAPATHS);
+        let datapath = SavedDatapath {
+            name: "ovs-system".into(),
+            features: 7,
+            masks_cache_size: 256,
+            per_cpu_pids: vec![1, 2],
+            upcall_pids: vec![3],
+            ports: vec![SavedPort {
+                number: 1,
+                name: "v1".into(),
+                kind: SavedKind::Netdev,
+                upcall_pids: vec![4],
+            }],
+        };
+        write(&path, &Saved { owner: "this namespace".into(), datapaths: vec![datapath] }).unwrap();
+        let names = |owner| read(&path, owner).into_iter().map(|dp| dp.name).collect::<Vec<_>>();
+        assert_eq!(names("this namespace"), ["ovs-system"]);
+        assert_eq!(names("another namespace"), [""; 0]);
+    }
 }
