@@ -255,6 +255,11 @@ impl Datapath {
         self.meters.get(id)
     }
 
+    /// Has a meter that was just set go on counting where it was: what it counted in another process. False if there is none.
+    pub fn carry_meter_stats(&mut self, id: u32, stats: &MeterStats) -> bool {
+        self.meters.carry(id, stats)
+    }
+
     /// The IDs of all meters, in order.
     pub fn meter_ids(&self) -> impl Iterator<Item = u32> {
         self.meters.ids()

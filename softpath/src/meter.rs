@@ -111,6 +111,11 @@ impl SharedCount {
         self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 
+    fn carry(&self, before: MeterCount) {
+        self.packets.fetch_add(before.packets, Relaxed);
+        self.bytes.fetch_add(before.bytes, Relaxed);
+    }
+
     fn load(&self) -> MeterCount {
         MeterCount { packets: self.packets.load(Relaxed), bytes: self.bytes.load(Relaxed) }
     }
@@ -234,6 +239,17 @@ impl Meters {
 
     pub(crate) fn get(&self, id: u32) -> Option<(&MeterConfig, MeterStats)> {
         self.all.get(&id).map(|meter| (&meter.config, meter.stats()))
+    }
+
+    /// Adds what the meter counted before; false if there is none. Its buckets are full, as they are when nothing came for a while.
+    pub(crate) fn carry(&self, id: u32, before: &MeterStats) -> bool {
+        let Some(meter) = self.all.get(&id) else { return false };
+        meter.total.carry(before.total);
+        meter.bands.iter().zip(&before.bands).for_each(|(band, count)| band.dropped.carry(*count));
+        if let Some(used) = before.used {
+            meter.used.fetch_max(used.saturating_add(1), Relaxed);
+        }
+        true
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {

@@ -164,6 +164,12 @@ macro_rules! counters {
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name)),*].into_iter()
             }
+
+            /// Counters of these values, in the order of [`Self::iter`]; what is not there is 0.
+            pub fn of_values(values: impl IntoIterator<Item = u64>) -> Self {
+                let mut values = values.into_iter();
+                Self { $($name: values.next().unwrap_or(0),)* }
+            }
         }
 
         /// One worker's published [`Counters`].

@@ -135,6 +135,24 @@ fn workers_share_a_bucket() {
     assert_eq!((stats.total.packets, stats.bands[0].packets), (4000, 3000));
 }
 
+#[test]
+fn a_meter_goes_on_counting_where_another_process_was() {
+    let config = meter(MeterUnit::Pktps, &[band(1, 3)]);
+    let (dp, mut w) = metered(config.clone());
+    assert_eq!(through(&mut w, 5, 100, 1000), 3);
+    let (_, before) = dp.meter(4).unwrap();
+    let (mut next, mut w) = metered(config.clone());
+    assert!(next.carry_meter_stats(4, &before) && !next.carry_meter_stats(5, &before));
+    assert_eq!(next.meter(4).unwrap().1, before);
+    assert_eq!(through(&mut w, 4, 100, 1001), 3, "its bucket is full again");
+    let (_, stats) = next.meter(4).unwrap();
+    let sum = |packets| MeterCount { packets, bytes: packets * 100 };
+    assert_eq!((stats.total, stats.bands, stats.used), (sum(9), vec![sum(3)], Some(1001)));
+    // One that is set anew begins at 0.
+    next.set_meter(4, config).unwrap();
+    assert_eq!(next.meter(4).unwrap().1.total, MeterCount::default());
+}
+
 proptest! {
     #[test]
     fn buckets_are_those_of_the_linear_reference(

@@ -1,6 +1,7 @@
 //! What the daemon's control socket can be asked.
 
 use super::forward::{Forwarder, OffloadTimes, RouteCounters, SlowCounters};
+use super::journal::JournalStatus;
 use super::mailbox::Mailbox;
 use super::plane::{PortInfo, ShownFlow};
 use super::serve::Serve;
@@ -82,6 +83,8 @@ struct Status {
     nic: Option<NicStatus>,
     dropped: BTreeMap<&'static str, u64>,
     requests: BTreeMap<&'static str, u64>,
+    /// How the saving for the next daemon does.
+    journal: Option<JournalStatus>,
 }
 
 /// A flow for people.
@@ -118,7 +121,7 @@ impl Daemon {
     }
 
     fn status(&self, as_json: bool) -> Answer {
-        let (datapaths, requests) = stopped(self.serve.call(|serve| {
+        let (datapaths, requests, journal) = stopped(self.serve.call(|serve| {
             let (requests, socket) = serve.endpoint().counters();
             let requests = BTreeMap::from([
                 ("requests", requests.requests),
@@ -129,7 +132,7 @@ impl Daemon {
                 ("delayed", socket.delayed),
                 ("dropped", socket.dropped),
             ]);
-            (datapaths(serve), requests)
+            (datapaths(serve), requests, serve.plane().journal_status())
         }))?;
         let names: BTreeMap<i32, String> =
             datapaths.iter().map(|(index, status)| (*index, status.name.clone())).collect();
@@ -149,6 +152,7 @@ impl Daemon {
                 ("no_ethernet", no_ethernet),
             ]),
             requests,
+            journal,
         };
         if as_json { json(&status) } else { Ok(status.text()) }
     }
@@ -376,7 +380,7 @@ fn ports_text(ports: &[PortInfo]) -> String {
 
 impl Status {
     fn text(&self) -> String {
-        let Self { version, pid, uptime_s, datapaths, nic, dropped, requests } = self;
+        let Self { version, pid, uptime_s, datapaths, nic, dropped, requests, journal } = self;
         let mut text = format!("flowlift {version}, process {pid}, up for {uptime_s} s\n");
         let list = |counters: &BTreeMap<&str, u64>| {
             let all: Vec<String> = counters.iter().map(|(name, n)| format!("{name}:{n}")).collect();
@@ -418,6 +422,13 @@ impl Status {
             }
         }
         let _ = writeln!(text, "dropped {}\nNetlink {}", list(dropped), list(requests));
+        match journal {
+            Some(JournalStatus { saved: true, .. }) => {}
+            Some(JournalStatus { trouble: Some(why), .. }) => {
+                let _ = writeln!(text, "flows are NOT saved for the next daemon: {why}");
+            }
+            Some(_) | None => text.push_str("flows are NOT saved for the next daemon\n"),
+        }
         text
     }
 }

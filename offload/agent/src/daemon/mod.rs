@@ -114,7 +114,11 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     let forward = Builder::new()
         .name("forward".into())
         .spawn(move || end("forward", forwarder.run(&forwarder_inbox).map_err(Into::into)))?;
-    plane.restore(StateDir::open(&folder)?);
+    let ask = {
+        let to_serve = to_serve.clone();
+        Box::new(move |from| to_serve.send(move |serve: &mut Serve| serve.plane().tell_everything(from)))
+    };
+    plane.restore(StateDir::open(&folder)?, ask);
     plane.unclaim_leftovers();
     let allowed = vec![nix::unistd::geteuid().as_raw()];
     let devices = Endpoint::new(Socket::bind_route(port_id)?, Server::of_devices(allowed.clone()));

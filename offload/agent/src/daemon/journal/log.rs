@@ -2,7 +2,7 @@
 //!
 //! Who appends remembers where each living flow's record is, so a rewrite copies from file to file and asks nobody.
 
-use super::record::{COUNTED_MAX, Record};
+use super::record::{COUNTED_MAX, Record, Subject};
 use flowlift_ovs::backend::DpIndex;
 use flowlift_softpath::{FlowId, FlowStats, MeterConfig};
 use std::collections::{BTreeMap, HashMap};
@@ -39,6 +39,7 @@ pub(super) struct Log {
     pending: Vec<u8>,
     flows: HashMap<(DpIndex, u32), Living>,
     meters: BTreeMap<(DpIndex, u32), MeterConfig>,
+    totals: BTreeMap<(DpIndex, Subject), Vec<u64>>,
     /// Bytes of the living flows' records.
     living: u64,
 }
@@ -60,6 +61,7 @@ impl Log {
             pending: Vec::new(),
             flows: HashMap::new(),
             meters: BTreeMap::new(),
+            totals: BTreeMap::new(),
             living: 0,
         };
         Record::Header(owner.to_owned()).encode(&mut log.pending);
@@ -102,9 +104,23 @@ impl Log {
             Record::Counted(dp, all) => return self.counted(dp, all),
             Record::Meter(dp, id, ref config) => {
                 self.meters.insert((dp, id), config.clone());
+                self.totals.remove(&(dp, Subject::Meter(id)));
             }
             Record::MeterGone(dp, id) => {
                 self.meters.remove(&(dp, id));
+                self.totals.remove(&(dp, Subject::Meter(id)));
+            }
+            Record::Totals(dp, subject, ref all) => {
+                // Most counters have not moved since they were last shown.
+                let before = self.totals.get(&(dp, subject)).map_or(&[][..], Vec::as_slice);
+                if before == all.as_slice() {
+                    return;
+                }
+                if all.is_empty() {
+                    self.totals.remove(&(dp, subject));
+                } else {
+                    self.totals.insert((dp, subject), all.clone());
+                }
             }
             Record::Header(_) => {}
         }
@@ -181,14 +197,11 @@ impl Log {
         for ((dp, id), config) in &self.meters {
             new.take(Record::Meter(*dp, *id, config.clone()));
         }
+        for ((dp, subject), all) in &self.totals {
+            new.take(Record::Totals(*dp, *subject, all.clone()));
+        }
         new.publish()?;
         *self = new;
         Ok(())
-    }
-
-    /// Takes the file away: one that does not go on would tell the next daemon of flows that are no more.
-    pub(super) fn remove(&self) -> io::Result<()> {
-        let own = if self.published { self.path.clone() } else { self.path.with_extension("new") };
-        fs::remove_file(own)
     }
 }

@@ -6,41 +6,43 @@
 //!
 //! A flow that was deleted in the last moment comes back with the next daemon; ovs-vswitchd finds it in its next dump and deletes
 //! it again, as it does with any flow that it does not know.
+//!
+//! What waits for the disk is bounded ([`queue`]). A disk that is full, or too slow for what changes, makes the file useless: it is
+//! taken away, and when the disk is there again, the thread asks the plane for everything, a slice at a time, and writes a new one.
 
 mod log;
+mod queue;
 mod record;
 #[cfg(test)]
 mod tests;
+mod writer;
+
+pub use queue::{JournalStatus, Position};
+pub use record::Subject;
 
 use flowlift_flow::Flow;
 use flowlift_ovs::backend::DpIndex;
 use flowlift_softpath::{FlowId, FlowStats, MeterConfig};
-use log::Log;
+use queue::{Order, Queue};
 use record::{Record, decode_flow, encode_flow};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{Builder, JoinHandle, sleep};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use writer::Writer;
 
-/// Bytes that are gathered for one write.
-const GATHER: usize = 256 << 10;
-/// Time between two writes at least: while flows come and go without end, the thread is woken once for all of that time.
-const INTERVAL: Duration = Duration::from_millis(2);
+/// Bytes that wait for the disk at most; the thread may have as many in its hands.
+const WAITING: usize = 32 << 20;
 
-/// What the writing thread is told.
-#[derive(Debug)]
-enum Order {
-    Write(Record),
-    Publish,
-}
+/// Asks the plane to tell everything from there on. It does not wait.
+pub type Ask = Box<dyn Fn(Position) + Send>;
 
 /// The journal that this daemon writes.
 #[derive(Debug)]
 pub struct Journal {
-    orders: Sender<Order>,
+    queue: Arc<Queue>,
     thread: JoinHandle<()>,
 }
 
@@ -51,28 +53,51 @@ pub struct SavedFlows {
     pub flows: Vec<(Flow, FlowStats)>,
     /// Meters.
     pub meters: Vec<(u32, MeterConfig)>,
+    /// What the datapath, its ports and its meters had counted.
+    pub totals: BTreeMap<Subject, Vec<u64>>,
 }
 
 impl Journal {
-    /// Begins `owner`'s journal. It takes the place of the one at `path` with [`Self::publish`].
+    /// Begins `owner`'s journal. It takes the place of the one at `path` with [`Self::publish`]. `ask` is asked for everything
+    /// when the journal has to begin anew.
     ///
     /// # Errors
-    /// The file cannot be made.
-    pub fn start(path: &Path, owner: &str) -> io::Result<Self> {
-        let log = Log::create(path, owner)?;
-        let (orders, inbox) = channel();
-        let thread = Builder::new().name("journal".into()).spawn(move || write(log, &inbox))?;
-        Ok(Self { orders, thread })
+    /// There is no thread to be had.
+    pub fn start(path: &Path, owner: &str, ask: Ask) -> io::Result<Self> {
+        Self::with_limit(path, owner, ask, WAITING)
+    }
+
+    fn with_limit(path: &Path, owner: &str, ask: Ask, limit: usize) -> io::Result<Self> {
+        let queue = Arc::new(Queue::new(limit));
+        let writer = Writer::new(path, owner, Arc::clone(&queue), ask);
+        let thread = Builder::new().name("journal".into()).spawn(move || writer.run())?;
+        Ok(Self { queue, thread })
     }
 
     fn tell(&self, record: Record) {
-        // Without its thread there is no journal, which was told.
-        let _ = self.orders.send(Order::Write(record));
+        self.queue.push(Order::Write(record));
     }
 
     /// All that was there is in the journal: the one of the daemon before is of no use any more.
     pub fn publish(&self) {
-        let _ = self.orders.send(Order::Publish);
+        self.queue.push(Order::Publish);
+    }
+
+    /// What was asked for is told up to `position`; `None` for all of it.
+    pub fn told(&self, asked: Position, position: Option<(DpIndex, u64)>) {
+        let beginning = asked.beginning;
+        let next = position.map(|(dp, slot)| Position { beginning, dp, slot });
+        self.queue.push(Order::Told(beginning, next));
+    }
+
+    /// Something that the next daemon needs could not be saved elsewhere: everything has to be saved anew.
+    pub fn fail(&self, why: String) {
+        self.queue.fail(why);
+    }
+
+    /// How it does.
+    pub fn status(&self) -> JournalStatus {
+        self.queue.status()
     }
 
     /// A flow is there, or has new actions.
@@ -97,7 +122,7 @@ impl Journal {
         self.tell(Record::Counted(dp, flows));
     }
 
-    /// A meter is set; `None` if it is no more.
+    /// A meter is set, and has counted nothing; `None` if it is no more.
     pub fn meter(&self, dp: DpIndex, id: u32, config: Option<MeterConfig>) {
         self.tell(match config {
             Some(config) => Record::Meter(dp, id, config),
@@ -105,41 +130,17 @@ impl Journal {
         });
     }
 
+    /// What the subject has counted in all; nothing if it is no more.
+    pub fn totals(&self, dp: DpIndex, subject: Subject, totals: Vec<u64>) {
+        self.tell(Record::Totals(dp, subject, totals));
+    }
+
     /// Waits until all is written.
     pub fn close(self) {
-        drop(self.orders);
+        self.queue.close();
         if self.thread.join().is_err() {
             tracing::error!("the journal's thread panicked");
         }
-    }
-}
-
-/// The writing thread: all that waits is one write.
-fn write(mut log: Log, orders: &Receiver<Order>) {
-    let mut last: Option<Instant> = None;
-    while let Ok(first) = orders.recv() {
-        if let Some(rest) = last.and_then(|last| INTERVAL.checked_sub(last.elapsed())) {
-            sleep(rest);
-        }
-        let mut order = Some(first);
-        let mut result = Ok(());
-        while let Some(next) = order.take() {
-            match next {
-                Order::Write(record) => log.take(record),
-                Order::Publish => result = log.publish(),
-            }
-            if log.pending() < GATHER && result.is_ok() {
-                order = orders.try_recv().ok();
-            }
-        }
-        if let Err(error) = result.and_then(|()| log.write()) {
-            tracing::warn!(%error, "flows are not saved for the next daemon any more");
-            if let Err(error) = log.remove() {
-                tracing::warn!(%error, "the journal of flows stays as it is");
-            }
-            return;
-        }
-        last = Some(Instant::now());
     }
 }
 
@@ -159,6 +160,7 @@ pub fn read(path: &Path, owner: &str) -> BTreeMap<DpIndex, SavedFlows> {
 fn collect(bytes: &[u8], owner: &str, path: &Path) -> BTreeMap<DpIndex, SavedFlows> {
     let mut flows: BTreeMap<(DpIndex, u32), (u32, Vec<u8>, FlowStats)> = BTreeMap::new();
     let mut meters: BTreeMap<(DpIndex, u32), MeterConfig> = BTreeMap::new();
+    let mut totals: BTreeMap<(DpIndex, Subject), Vec<u64>> = BTreeMap::new();
     let result = record::read(bytes, owner, |record| match record {
         Record::Header(_) => {}
         Record::Put(dp, id, flow) => {
@@ -175,8 +177,15 @@ fn collect(bytes: &[u8], owner: &str, path: &Path) -> BTreeMap<DpIndex, SavedFlo
                 }
             }
         }
-        Record::Meter(dp, id, config) => drop(meters.insert((dp, id), config)),
-        Record::MeterGone(dp, id) => drop(meters.remove(&(dp, id))),
+        Record::Meter(dp, id, config) => {
+            meters.insert((dp, id), config);
+            totals.remove(&(dp, Subject::Meter(id)));
+        }
+        Record::MeterGone(dp, id) => {
+            meters.remove(&(dp, id));
+            totals.remove(&(dp, Subject::Meter(id)));
+        }
+        Record::Totals(dp, subject, all) => drop(totals.insert((dp, subject), all)),
     });
     if let Err(damage) = result {
         let (path, flows) = (path.display(), flows.len());
@@ -195,6 +204,9 @@ fn collect(bytes: &[u8], owner: &str, path: &Path) -> BTreeMap<DpIndex, SavedFlo
     }
     for ((dp, id), config) in meters {
         saved.entry(dp).or_default().meters.push((id, config));
+    }
+    for ((dp, subject), all) in totals.into_iter().filter(|(_, all)| !all.is_empty()) {
+        saved.entry(dp).or_default().totals.insert(subject, all);
     }
     saved
 }

@@ -35,6 +35,7 @@ mod kind {
     pub(super) const COUNTED: u8 = 4;
     pub(super) const METER: u8 = 5;
     pub(super) const METER_GONE: u8 = 6;
+    pub(super) const TOTALS: u8 = 7;
 }
 
 /// Why bytes are no journal, or not all of it.
@@ -71,6 +72,39 @@ pub(super) enum Record {
     Meter(DpIndex, u32, MeterConfig),
     /// A meter is no more.
     MeterGone(DpIndex, u32),
+    /// What a subject has counted in all; nothing if it is no more.
+    Totals(DpIndex, Subject, Vec<u64>),
+}
+
+/// What counts, but for flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// The datapath.
+    Datapath,
+    /// The port of this number.
+    Port(u32),
+    /// The meter of this ID.
+    Meter(u32),
+}
+
+impl Subject {
+    /// What it is, and its number.
+    fn code(self) -> (u8, u32) {
+        match self {
+            Self::Datapath => (0, 0),
+            Self::Port(number) => (1, number),
+            Self::Meter(id) => (2, id),
+        }
+    }
+
+    fn of_code(what: u8, number: u32) -> Option<Self> {
+        Some(match what {
+            0 => Self::Datapath,
+            1 => Self::Port(number),
+            2 => Self::Meter(number),
+            _ => return None,
+        })
+    }
 }
 
 /// A flow's bytes; `None` for actions that no message can carry.
@@ -110,6 +144,19 @@ pub(super) fn decode_flow(bytes: &[u8]) -> Result<Flow, String> {
 }
 
 impl Record {
+    /// Bytes of memory that it takes, about.
+    pub(super) fn memory(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Header(text) => text.len(),
+                Self::Put(_, _, flow) => flow.capacity(),
+                Self::Counted(_, all) => all.capacity() * size_of::<(FlowId, FlowStats)>(),
+                Self::Meter(_, _, config) => config.bands.capacity() * size_of::<MeterBand>(),
+                Self::Totals(_, _, all) => all.capacity() * size_of::<u64>(),
+                Self::Delete(..) | Self::Forget(_) | Self::MeterGone(..) => 0,
+            }
+    }
+
     /// Appends the record's bytes.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
@@ -151,6 +198,13 @@ impl Record {
                 put_dp(out, kind::METER_GONE, *dp);
                 put_u32(out, *id);
             }
+            Self::Totals(dp, subject, all) => {
+                put_dp(out, kind::TOTALS, *dp);
+                let (what, number) = subject.code();
+                out.push(what);
+                put_u32(out, number);
+                all.iter().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+            }
         }
         let (frame, body) = out[start..].split_at_mut(FRAME);
         frame[..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
@@ -190,6 +244,15 @@ impl Record {
                 Self::Meter(dp, id, MeterConfig { unit, bands })
             }
             kind::METER_GONE => Self::MeterGone(dp, rest.u32()?),
+            kind::TOTALS => {
+                let [what] = rest.take()?;
+                let subject = Subject::of_code(what, rest.u32()?)?;
+                let mut all = Vec::with_capacity(rest.0.len() / size_of::<u64>());
+                while !rest.0.is_empty() {
+                    all.push(rest.u64()?);
+                }
+                Self::Totals(dp, subject, all)
+            }
             _ => return None,
         })
     }

@@ -80,6 +80,7 @@ impl Backend for Plane {
             ports: BTreeMap::from([(LOCAL, local)]),
             probes: BTreeSet::new(),
             probed_meters: BTreeSet::new(),
+            carried: BTreeMap::new(),
         };
         self.dps.insert(index, dp);
         self.tell_targets(index);
@@ -92,6 +93,7 @@ impl Backend for Plane {
             self.remove_vport(dp, port)?;
         }
         self.log(|journal| journal.forget(dp));
+        self.forget_datapath_totals(dp);
         if let Some(gone) = self.dps.remove(&dp) {
             gone.table.borrow().meter_ids().for_each(|id| self.log(|journal| journal.meter(dp, id, None)));
         }
@@ -278,13 +280,15 @@ impl Backend for Plane {
         Ok(before.map(meter_stats))
     }
 
-    fn meter_get(&self, dp: DpIndex, id: u32) -> Result<MeterStats, Refusal> {
-        let dp = self.dp(dp)?;
+    fn meter_get(&self, index: DpIndex, id: u32) -> Result<MeterStats, Refusal> {
+        let dp = self.dp(index)?;
         if dp.probed_meters.contains(&id) {
             return Ok(MeterStats::default());
         }
         let table = dp.table.borrow();
-        table.meter(id).map(|(_, stats)| meter_stats(stats)).ok_or(Refusal::NoMeter)
+        let (_, stats) = table.meter(id).ok_or(Refusal::NoMeter)?;
+        self.remember_meter(index, id, &stats);
+        Ok(meter_stats(stats))
     }
 
     fn meter_del(&mut self, index: DpIndex, id: u32) -> Result<Option<MeterStats>, Refusal> {

@@ -31,7 +31,7 @@ impl ShownFlow {
     }
 
     /// The same, for the next daemon.
-    fn total(&self) -> (softpath::FlowId, softpath::FlowStats) {
+    pub(super) fn total(&self) -> (softpath::FlowId, softpath::FlowStats) {
         let FlowStats { packets, bytes, used_ms: used, tcp_flags } = self.stats();
         (self.id, softpath::FlowStats { packets, bytes, used, tcp_flags: tcp_flags.into() })
     }

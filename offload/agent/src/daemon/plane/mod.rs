@@ -7,13 +7,14 @@ mod backend;
 mod device;
 mod flow;
 mod state;
+mod totals;
 mod tunnel;
 mod vport;
 
 pub use flow::ShownFlow;
 
 use super::forward::{Forwarder, Targets};
-use super::journal::Journal;
+use super::journal::{Journal, JournalStatus, Subject};
 use super::keeper::Keeper;
 use super::mailbox::Mailbox;
 use super::nic_ports::NicPorts;
@@ -76,6 +77,8 @@ struct Dp {
     /// Meters with IDs beyond the softpath's. Open vSwitch sets two such to see whether meters work, and gives its own meters
     /// IDs from 0 on.
     probed_meters: BTreeSet<u32>,
+    /// What the datapath and its ports had counted before this daemon.
+    carried: BTreeMap<Subject, Vec<u64>>,
 }
 
 /// All datapaths.
@@ -184,14 +187,20 @@ impl Plane {
     }
 
     /// What the softpath counted in a datapath.
-    pub fn softpath_counters(&self, dp: DpIndex) -> Option<softpath::Counters> {
-        Some(self.dps.get(&dp)?.table.borrow().counters())
+    pub fn softpath_counters(&self, index: DpIndex) -> Option<softpath::Counters> {
+        let lost_later = self.ask(move |f| f.upcalls_lost_later(index)).unwrap_or(0);
+        Some(self.datapath_totals(index, self.dps.get(&index)?, lost_later))
+    }
+
+    /// How the saving for the next daemon does; `None` if nothing is saved.
+    pub fn journal_status(&self) -> Option<JournalStatus> {
+        self.journal.as_ref().map(Journal::status)
     }
 
     fn describe(&self, index: DpIndex, dp: &Dp) -> Datapath {
         let lost_later = self.ask(move |f| f.upcalls_lost_later(index)).unwrap_or(0);
+        let counters = self.datapath_totals(index, dp, lost_later);
         let table = dp.table.borrow();
-        let counters = table.counters();
         Datapath {
             name: dp.name.clone(),
             features: dp.features,
@@ -200,7 +209,7 @@ impl Plane {
             stats: DatapathStats {
                 hit: counters.hits,
                 missed: counters.misses,
-                lost: counters.lost + lost_later,
+                lost: counters.lost,
                 flows: table.len() as u64,
             },
             megaflow: MegaflowStats {

@@ -6,8 +6,8 @@
 //!
 //! A datapath has its flows before it has its ports, so no packet of theirs misses.
 
-use super::{LOCAL, Plane, Port};
-use crate::daemon::journal::{self, Journal, SavedFlows};
+use super::{LOCAL, Plane, Port, totals};
+use crate::daemon::journal::{self, Ask, Journal, Position, SavedFlows, Subject};
 use crate::daemon::keeper::Keeper;
 use crate::daemon::state_dir::StateDir;
 use flowlift_flow::PortNo;
@@ -30,6 +30,8 @@ const DATAPATHS: &str = "datapaths.json";
 const FLOWS: &str = "flows.journal";
 /// The keeper's socket.
 const KEEPER: &str = "keeper.sock";
+/// Flows that are told at a time to a journal that begins anew: few, since requests wait meanwhile.
+const SLICE: usize = 1024;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedPort {
@@ -84,7 +86,7 @@ struct SavedDatapath {
 }
 
 impl Plane {
-    /// Saves what there is, if it is to be saved. A failure costs the next daemon its memory and nothing now.
+    /// Saves what there is, if it is to be saved. The journal tells of a failure, and has it tried again.
     pub(super) fn save(&self) {
         let Some(state) = &self.state else { return };
         let datapaths: Vec<SavedDatapath> = self
@@ -113,7 +115,9 @@ impl Plane {
             .collect();
         let (path, owner) = (state.file(DATAPATHS), state.owner().to_owned());
         if let Err(error) = write(&path, &Saved { owner, datapaths }) {
-            tracing::warn!(path = %path.display(), %error, "the datapaths could not be saved for the next daemon");
+            let why = format!("{}: {error}", path.display());
+            tracing::debug!(why, "the datapaths could not be saved for the next daemon");
+            self.log(|journal| journal.fail(why));
         }
     }
 
@@ -147,15 +151,16 @@ impl Plane {
         })
     }
 
-    /// Makes what the daemon before had, as far as its devices are still there. From now on, all is saved there.
-    pub fn restore(&mut self, state: StateDir) {
+    /// Makes what the daemon before had, as far as its devices are still there. From now on, all is saved there; `ask` has
+    /// [`Self::tell_everything`] called.
+    pub fn restore(&mut self, state: StateDir, ask: Ask) {
         let flows = state.file(FLOWS);
         self.keeper = Keeper::find(&state.file(KEEPER));
         let mut saved_flows = journal::read(&flows, state.owner());
-        match Journal::start(&flows, state.owner()) {
+        match Journal::start(&flows, state.owner(), ask) {
             Ok(journal) => self.journal = Some(journal),
             Err(error) => {
-                tracing::warn!(path = %flows.display(), %error, "flows are not saved for the next daemon");
+                tracing::warn!(path = %flows.display(), %error, "flows are never saved for the next daemon");
             }
         }
         for dp in read(&state.file(DATAPATHS), state.owner()) {
@@ -170,11 +175,56 @@ impl Plane {
         self.log(Journal::publish);
     }
 
+    /// Tells a journal that begins anew what there is from there on, up to a slice of it.
+    pub fn tell_everything(&self, from: Position) {
+        let Some(journal) = &self.journal else { return };
+        if from.is_start() {
+            self.save();
+        }
+        for (index, dp) in self.dps.range(from.dp..) {
+            let slot = if *index == from.dp { from.slot } else { 0 };
+            if slot == 0 {
+                self.tell_counters(*index);
+            }
+            let mut told = 0;
+            let next = self.dump_flows(*index, FlowCursor(slot), &mut |shown| {
+                if told == SLICE {
+                    return ControlFlow::Break(());
+                }
+                told += 1;
+                if !dp.probes.contains(&shown.id) {
+                    journal.put(*index, shown.id, &shown.flow);
+                    journal.counted(*index, vec![shown.total()]);
+                }
+                ControlFlow::Continue(())
+            });
+            if let Ok(Some(FlowCursor(slot))) = next {
+                return journal.told(from, Some((*index, slot)));
+            }
+        }
+        journal.told(from, None);
+    }
+
+    /// Has the journal know what counts but for flows, and how far: that is saved as it is shown.
+    fn tell_counters(&self, index: DpIndex) {
+        let Some(dp) = self.dps.get(&index) else { return };
+        self.describe(index, dp);
+        dp.ports.keys().for_each(|number| drop(self.describe_vport(index, *number)));
+        let table = dp.table.borrow();
+        for id in table.meter_ids() {
+            if let Some((config, stats)) = table.meter(id) {
+                self.log(|journal| journal.meter(index, id, Some(config.clone())));
+                self.remember_meter(index, id, &stats);
+            }
+        }
+    }
+
     /// Saves what the next daemon is to know of the end of this one.
     pub fn close(&mut self) {
         for index in self.dps.keys() {
             // Counters are saved as they are shown. A datapath that is there can be shown.
             let _ = self.dump_flows(*index, FlowCursor::default(), &mut |_| ControlFlow::Continue(()));
+            self.tell_counters(*index);
         }
         if let Some(journal) = self.journal.take() {
             journal.close();
@@ -211,10 +261,13 @@ impl Plane {
                 continue;
             }
             meters += 1;
-            if let Some(journal) = &self.journal {
-                journal.meter(index, id, Some(config));
+            if let Some(stats) = saved.totals.get(&Subject::Meter(id)).map(|all| totals::meter_stats(all)) {
+                table.carry_meter_stats(id, &stats);
             }
         }
+        // Those of meters are the softpath's now.
+        dp.carried = saved.totals;
+        dp.carried.retain(|subject, _| !matches!(subject, Subject::Meter(_)));
         tracing::info!(datapath = dp.name, flows, meters, refused, "flows found again");
     }
 
@@ -241,16 +294,20 @@ impl Plane {
         }
         let mut ports = 0;
         for port in saved.ports {
-            let name = port.name.clone();
+            let (name, number) = (port.name.clone(), PortNo(port.number));
             let made = self.restored_kind(&name, port.kind).and_then(|kind| {
-                let (number, upcall_pids) = (Some(PortNo(port.number)), port.upcall_pids);
-                self.vport_new(index, NewVport { name: port.name, kind, port: number, upcall_pids })
+                let upcall_pids = port.upcall_pids;
+                self.vport_new(index, NewVport { name: port.name, kind, port: Some(number), upcall_pids })
             });
             match made {
                 Ok(_) => ports += 1,
-                Err(refusal) => tracing::warn!(name, %refusal, "a port could not be made again"),
+                Err(refusal) => {
+                    tracing::warn!(name, %refusal, "a port could not be made again");
+                    self.forget_port_totals(index, number);
+                }
             }
         }
+        self.tell_counters(index);
         Ok(ports)
     }
 }

@@ -162,6 +162,7 @@ impl Plane {
 
     pub(super) fn remove_vport(&mut self, index: DpIndex, number: PortNo) -> Result<(), Refusal> {
         let port = self.dp_mut(index)?.ports.remove(&number).ok_or(Refusal::NoVport)?;
+        self.forget_port_totals(index, number);
         let source = self.ask(move |f| f.remove_port(index, number))?;
         if port.kind == VportKind::Netdev {
             self.unclaim(port.ifindex);
@@ -186,12 +187,17 @@ impl Plane {
     pub(super) fn describe_vport(&self, index: DpIndex, number: PortNo) -> Option<Vport> {
         let port = self.dps.get(&index)?.ports.get(&number)?;
         let (stats, upcalls) = self.ask(move |f| f.port_counters(index, number)).ok()?;
-        let stats = match (port.place, stats) {
-            (Place::Host, Some(stats)) => of_host(&stats),
-            (Place::Nic(nic), _) if self.is_represented(nic) => self.of_nic_port(nic).unwrap_or_default(),
-            (Place::Nic(_), _) => self.of_device(port.ifindex).unwrap_or_default(),
-            (Place::Host, None) => VportStats::default(),
+        // A device's counters are the kernel's, and go on by themselves.
+        let (stats, device) = match (port.place, stats) {
+            (Place::Host, Some(stats)) => (of_host(&stats), None),
+            (Place::Nic(nic), _) if self.is_represented(nic) => {
+                (self.of_nic_port(nic).unwrap_or_default(), None)
+            }
+            (Place::Nic(_), _) => (VportStats::default(), self.of_device(port.ifindex)),
+            (Place::Host, None) => (VportStats::default(), None),
         };
+        let (stats, upcalls) = self.port_totals(index, number, (stats, upcalls));
+        let stats = device.unwrap_or(stats);
         Some(Vport {
             port: number,
             name: port.name.clone(),
