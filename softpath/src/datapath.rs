@@ -21,8 +21,6 @@ pub struct Config {
     pub cache_entries: usize,
     /// Makes hashes and sampling repeatable. Without it they are secret, which hostile traffic calls for.
     pub seed: Option<u64>,
-    /// How often one packet may be recirculated.
-    pub max_recirculations: usize,
     /// Leaves out instructions that only some CPUs have: for tests and measurements of the portable code.
     pub any_cpu: bool,
     /// How long a delete waits for packets in flight, so that their counts are in the flow's last statistics.
@@ -35,8 +33,6 @@ impl Default for Config {
             max_flows: 8 << 20,
             cache_entries: 128 << 10,
             seed: None,
-            // As Open vSwitch's user-space datapath.
-            max_recirculations: 6,
             any_cpu: false,
             delete_wait: Duration::from_millis(1),
         }
@@ -307,8 +303,7 @@ impl Datapath {
 
     /// A linear datapath with the same flows and no packets counted, to compare with.
     pub fn reference(&mut self) -> Reference {
-        let mut reference =
-            Reference::new(self.shared.config.max_recirculations, self.shared.config.seed.unwrap_or(0));
+        let mut reference = Reference::new(self.shared.config.seed.unwrap_or(0));
         self.table.scan(0, |_, record| {
             // Compiled once already, so it compiles again.
             reference.put(&record.flow()).is_ok()

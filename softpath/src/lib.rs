@@ -16,6 +16,7 @@ pub mod extract;
 mod isa;
 pub mod meter;
 pub mod packet;
+pub mod recursion;
 pub mod reference;
 pub mod stats;
 pub mod table;

@@ -10,6 +10,7 @@ use crate::actions::{
 use crate::extract::{KeyBuf, extract_packet};
 use crate::meter::{self, MeterConfig, MeterError};
 use crate::packet::{Outgoing, Packet};
+use crate::recursion::Recursion;
 use crate::stats::{Counters, FlowStats};
 use crate::table::FlowId;
 use crate::worker::{Dropped, Sink, Upcall, upcall_miss};
@@ -59,7 +60,6 @@ impl ReferenceMeter {
 pub struct Reference {
     flows: Vec<ReferenceFlow>,
     meters: BTreeMap<u32, ReferenceMeter>,
-    max_recirculations: usize,
     next_number: u32,
     counters: Counters,
     context: Context,
@@ -72,9 +72,9 @@ fn same_match(a: &Match, b: &Match) -> bool {
 
 impl Reference {
     /// An empty datapath. With the same seed, sample actions decide as a [`crate::Worker`]'s do.
-    pub fn new(max_recirculations: usize, seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         let (flows, counters, context) = (Vec::new(), Counters::default(), Context::new(seed));
-        Self { flows, meters: BTreeMap::new(), max_recirculations, next_number: 0, counters, context }
+        Self { flows, meters: BTreeMap::new(), next_number: 0, counters, context }
     }
 
     /// Adds or replaces a meter.
@@ -141,8 +141,8 @@ impl Reference {
     /// Processes one packet, which is used up.
     pub fn process(&mut self, packet: &mut Packet, now: u64, sink: &mut impl Sink) {
         self.counters.packets += 1;
-        let Self { flows, meters, counters, context, max_recirculations, .. } = self;
-        let mut pass = Pass { flows, meters, counters, now, left: *max_recirculations, sink };
+        let Self { flows, meters, counters, context, .. } = self;
+        let mut pass = Pass { flows, meters, counters, now, recursion: Recursion::default(), sink };
         pass.look_up(packet, context);
     }
 }
@@ -154,7 +154,7 @@ struct Pass<'r, S> {
     counters: &'r mut Counters,
     now: u64,
     /// Recirculations that are still allowed.
-    left: usize,
+    recursion: Recursion,
     sink: &'r mut S,
 }
 
@@ -195,14 +195,13 @@ impl<S: Sink> actions::Sink for Pass<'_, S> {
     }
 
     fn recirc(&mut self, context: &mut Context, packet: &mut Packet) {
-        if self.left == 0 {
+        if !self.recursion.enter() {
             self.counters.recirc_limit += 1;
             return self.sink.dropped(Dropped::RecircLimit);
         }
-        self.left -= 1;
         self.counters.recirculations += 1;
         self.look_up(packet, context);
-        self.left += 1;
+        self.recursion.leave();
     }
 
     fn meter(&mut self, id: u32, bytes: usize) -> bool {

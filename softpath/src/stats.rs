@@ -207,7 +207,7 @@ counters! {
     masks_searched,
     /// Packets looked up again.
     recirculations,
-    /// Packets dropped because they were recirculated too often.
+    /// Packets dropped because they were recirculated too often ([`crate::recursion`]).
     recirc_limit,
 }
 

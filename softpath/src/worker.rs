@@ -21,6 +21,7 @@ use crate::extract::{KeyBuf, Layers, extract_into, extract_packet};
 use crate::isa::{Isa, Job};
 use crate::meter::MeterView;
 use crate::packet::{Outgoing, Packet, finish};
+use crate::recursion::{LONGEST_CHAIN, Recursion};
 use crate::stats::Counters;
 use crate::table::index::tag_of;
 use crate::table::rcu::{Guard, Reader, View, prefetch};
@@ -258,7 +259,7 @@ impl Worker {
             reader: shared.table.domain.reader(),
             lookup,
             keys: vec![KeyBuf::new(); BATCH].into(),
-            spare_keys: vec![KeyBuf::new(); config.max_recirculations],
+            spare_keys: vec![KeyBuf::new(); LONGEST_CHAIN],
             context: Context::new(config.seed.unwrap_or_else(|| shared.table.seeds.start())),
             isa: if config.any_cpu { Isa::base() } else { Isa::detect() },
             own,
@@ -290,7 +291,8 @@ impl Worker {
         let mut key = KeyBuf::new();
         let layers = extract_packet(packet, &mut key);
         let (own, spare_keys, lookup) = (&self.own, &mut self.spare_keys, &mut self.lookup);
-        let mut run = Run { section, lookup, own, spare_keys, now, sink };
+        let recursion = Recursion::default();
+        let mut run = Run { section, lookup, own, spare_keys, recursion, now, sink };
         execute(program, packet, key.key(), &layers, &mut self.context, &mut run);
         self.own.counters.store(&self.lookup.counters);
     }
@@ -325,7 +327,8 @@ impl Worker {
         }
         lookup.counters.packets += packets.len().min(BATCH) as u64;
         let (own, spare_keys) = (&self.own, &mut self.spare_keys);
-        let mut run = Run { section, lookup, own, spare_keys, now, sink };
+        let recursion = Recursion::default();
+        let mut run = Run { section, lookup, own, spare_keys, recursion, now, sink };
         for ((packet, key), lane) in packets.iter_mut().zip(&self.keys).zip(&lanes) {
             let lookup_key = LookupKey::of(key);
             let found = match lane.proposed {
@@ -335,6 +338,7 @@ impl Worker {
                 }
                 _ => run.lookup.classify(&section, lane.tag, lookup_key),
             };
+            run.recursion = Recursion::default();
             run.act(found, key, &lane.layers, packet, &mut self.context);
         }
         self.own.counters.store(&self.lookup.counters);
@@ -389,8 +393,10 @@ struct Run<'r, 'g, S> {
     section: Section<'g>,
     lookup: &'r mut Lookup,
     own: &'r WorkerShared,
-    /// One for each recirculation that is still allowed.
+    /// One for each recirculation that a packet is not within.
     spare_keys: &'r mut Vec<KeyBuf>,
+    /// Of the packet that is being processed.
+    recursion: Recursion,
     now: u64,
     sink: &'r mut S,
 }
@@ -471,16 +477,19 @@ impl<S: Sink> actions::Sink for Run<'_, '_, S> {
     }
 
     fn recirc(&mut self, context: &mut Context, packet: &mut Packet) {
-        let Some(mut key) = self.spare_keys.pop() else {
+        if !self.recursion.enter() {
             self.lookup.counters.recirc_limit += 1;
             return self.sink.dropped(Dropped::RecircLimit);
-        };
+        }
+        // There are as many as the longest chain takes.
+        let mut key = self.spare_keys.pop().unwrap_or_default();
         self.lookup.counters.recirculations += 1;
         let layers = extract_packet(packet, &mut key);
         let section = self.section;
         let found = self.lookup.find(&section, LookupKey::of(&key));
         self.act(found, &key, &layers, packet, context);
         self.spare_keys.push(key);
+        self.recursion.leave();
     }
 
     fn meter(&mut self, id: u32, bytes: usize) -> bool {

@@ -18,7 +18,7 @@ fn flow_text(matching: &str, actions: &str) -> Flow {
 /// What worker and reference make of a frame from port 1: they must agree.
 fn run(flows: &[Flow], packet: &Packet) -> Vec<Event> {
     let mut dp = Datapath::new(Config { seed: Some(1), ..Config::default() });
-    let mut reference = Reference::new(6, 1);
+    let mut reference = Reference::new(1);
     for flow in flows {
         dp.put(flow).unwrap();
         reference.put(flow).unwrap();
@@ -128,7 +128,7 @@ fn whoever_sends_a_packet_is_told_what_it_begins_with() {
     let mut again = bare.clone();
     again.fill(&frame, bare.metadata);
     let mut dp = Datapath::new(Config { seed: Some(1), ..Config::default() });
-    let mut reference = Reference::new(6, 1);
+    let mut reference = Reference::new(1);
     for flow in [&flow, &other] {
         dp.put(flow).unwrap();
         reference.put(flow).unwrap();

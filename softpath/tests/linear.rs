@@ -61,7 +61,7 @@ fn overlap(a: &Flow, b: &Flow) -> bool {
 fn compare(config: Config, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let config = Config { seed: Some(3), ..config };
     let mut fast = Datapath::new(config.clone());
-    let mut slow = Reference::new(config.max_recirculations, 3);
+    let mut slow = Reference::new(3);
     let mut worker = fast.worker();
     worker.reseed(3);
     let mut batch = Batch::new();

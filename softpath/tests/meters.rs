@@ -163,7 +163,7 @@ proptest! {
         let unit = if kbps { MeterUnit::Kbps } else { MeterUnit::Pktps };
         let config = meter(unit, &bands.iter().map(|(r, b)| band(*r, *b)).collect::<Vec<_>>());
         let (_dp, mut w) = metered(config.clone());
-        let mut reference = Reference::new(4, 1);
+        let mut reference = Reference::new(1);
         let mut flow = port_flow(1, 2);
         flow.actions.insert(0, Action::Meter(4));
         reference.put(&flow).unwrap();

@@ -97,7 +97,7 @@ fn unfinished_first(flows: &[Flow], large: &Large) -> (Results, u64, u64) {
 
 /// The same, segment by segment, by the linear reference.
 fn finished_first(flows: &[Flow], large: &Large) -> Results {
-    let mut reference = Reference::new(4, 1);
+    let mut reference = Reference::new(1);
     for flow in flows {
         reference.put(flow).unwrap();
     }

@@ -53,7 +53,7 @@ fn in_tunnel(frame: &[u8], tunnel: &Key) -> Packet {
 }
 
 fn datapath(flows: &[Flow]) -> (Datapath, Reference) {
-    let (mut dp, mut reference) = (Datapath::new(Config::default()), Reference::new(4, 1));
+    let (mut dp, mut reference) = (Datapath::new(Config::default()), Reference::new(1));
     for flow in flows {
         dp.put(flow).unwrap();
         reference.put(flow).unwrap();

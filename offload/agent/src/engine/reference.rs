@@ -6,9 +6,6 @@ use anyhow::Result;
 use flowlift_flow::Flow;
 use flowlift_softpath::{Packet, Reference};
 
-/// As deep as the datapath recirculates.
-const MAX_RECIRCULATIONS: usize = 6;
-
 /// See the module's head.
 pub struct ReferenceRun {
     reference: Reference,
@@ -23,7 +20,7 @@ impl ReferenceRun {
     /// # Errors
     /// A flow whose actions the softpath does not run.
     pub fn new(flows: impl Iterator<Item = Flow>, seed: u64, ledger: Ledger) -> Result<Self> {
-        let mut reference = Reference::new(MAX_RECIRCULATIONS, seed);
+        let mut reference = Reference::new(seed);
         for flow in flows {
             reference.put(&flow)?;
         }
