@@ -21,6 +21,7 @@ mod wire;
 use crate::{Fl1, NoWire};
 use flowlift_bus::BusError;
 use flowlift_bus::vfio_user::{Endpoint, Header, Message, ProtocolError, flag, irq as irq_kind};
+use flowlift_port::HostPort;
 use function::Function;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -32,7 +33,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wire::PlugsInbox;
-pub use wire::{Cables, NamedWire, Plugs, PortName, ServerWire, WireError, WireKind, WireSpec};
+pub use wire::{Cables, NamedWire, OpenHost, Plugs, PortName, ServerWire, WireError, WireKind, WireSpec};
 
 /// Messages handled between two steps of the device.
 const MESSAGES: usize = 64;
@@ -122,10 +123,24 @@ impl Server {
     /// # Errors
     /// The socket or a wire cannot be opened.
     pub fn new(
+        device: Fl1,
+        wires: &[WireSpec],
+        path: impl Into<PathBuf>,
+        config: ServerConfig,
+    ) -> Result<Self, ServerError> {
+        Self::with_hosts(device, wires, path, config, &mut HostPort::open)
+    }
+
+    /// The same, with the wires' ports of the host opened by `host`.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn with_hosts(
         mut device: Fl1,
         wires: &[WireSpec],
         path: impl Into<PathBuf>,
         config: ServerConfig,
+        host: OpenHost<'_>,
     ) -> Result<Self, ServerError> {
         let path = path.into();
         let ports = device.profile().ports();
@@ -137,7 +152,7 @@ impl Server {
             if opened.contains_key(&spec.port) {
                 return Err(WireError::Twice(spec.port).into());
             }
-            let wire = ServerWire::open(spec, &mut cables)?;
+            let wire = ServerWire::open_by(spec, &mut cables, host)?;
             device.plug(spec.port + 1, Box::new(wire.clone()));
             opened.insert(spec.port, wire);
         }

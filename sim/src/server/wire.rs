@@ -230,6 +230,9 @@ impl Cables {
     }
 }
 
+/// Opens a port of the host: [`HostPort::open`], or another way to come by one.
+pub type OpenHost<'a> = &'a mut dyn FnMut(&HostSpec) -> Result<HostPort, PortError>;
+
 /// An opened other end.
 enum End {
     Host(HostPort),
@@ -238,10 +241,10 @@ enum End {
 }
 
 impl End {
-    fn open(spec: &WireSpec, cables: &mut Cables) -> Result<Self, WireError> {
+    fn open(spec: &WireSpec, cables: &mut Cables, host: OpenHost<'_>) -> Result<Self, WireError> {
         let opened = match &spec.kind {
             WireKind::Memory(cable) => return cables.end(cable).map(Self::Memory),
-            WireKind::Host(host) => HostPort::open(host).map(Self::Host),
+            WireKind::Host(port) => host(port).map(Self::Host),
             WireKind::Pcap(input, output) => Self::pcap(input, output.as_deref()),
         };
         opened.map_err(|source| spec.error(source))
@@ -325,7 +328,15 @@ impl ServerWire {
     /// # Errors
     /// It is not there, or not to be had.
     pub fn open(spec: &WireSpec, cables: &mut Cables) -> Result<Self, WireError> {
-        let end = End::open(spec, cables)?;
+        Self::open_by(spec, cables, &mut HostPort::open)
+    }
+
+    /// The same, with ports of the host opened by `host`.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn open_by(spec: &WireSpec, cables: &mut Cables, host: OpenHost<'_>) -> Result<Self, WireError> {
+        let end = End::open(spec, cables, host)?;
         let fd = end.fd().map(|fd| fd.try_clone_to_owned()).transpose();
         let fd = fd.map_err(|e| spec.error(e.into()))?.map(Arc::new);
         let state = State { end, head: None, backlog: VecDeque::new(), lost: 0 };
@@ -385,13 +396,13 @@ impl Plugs {
     }
 
     /// Opens the wire's other end, and plugs the wire into its port in place of what was there. A cable in memory cannot be
-    /// plugged in this way, since its other end has to be named at the same time.
+    /// plugged in this way, since its other end has to be named at the same time. Ports of the host are opened by `host`.
     ///
     /// # Errors
     /// The other end is not there, or not to be had.
-    pub fn plug(&self, spec: &WireSpec) -> Result<(), WireError> {
+    pub fn plug(&self, spec: &WireSpec, host: OpenHost<'_>) -> Result<(), WireError> {
         let mut cables = Cables::default();
-        let wire = ServerWire::open(spec, &mut cables)?;
+        let wire = ServerWire::open_by(spec, &mut cables, host)?;
         cables.check()?;
         self.tell((spec.port, Some(wire)));
         Ok(())

@@ -12,7 +12,9 @@
 use crate::control;
 use anyhow::{Context, Result, bail};
 use flowlift_bus::vfio_user::{Endpoint, Header, Message, ProtocolError, flag};
+use flowlift_port::{HostPort, HostSpec, PacketPort, PortError};
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
 use std::fs;
@@ -69,6 +71,40 @@ impl Keeper {
         self.ask(CLOSE, device, &[]);
     }
 
+    /// A packet socket on the device with this index, with the packets that came while no daemon was there. It is kept for the next
+    /// one.
+    ///
+    /// # Errors
+    /// No such device, or no rights.
+    pub fn packet_port(&mut self, ifindex: u32) -> Result<PacketPort, PortError> {
+        let kept = self.fetch(&kept_as(ifindex));
+        let port = match kept.and_then(|socket| PacketPort::adopt(socket, ifindex).ok()) {
+            Some(port) => port,
+            None => PacketPort::open_index(ifindex)?,
+        };
+        self.keep(&kept_as(ifindex), port.as_fd());
+        Ok(port)
+    }
+
+    /// The next daemon is not to have the packet socket on this device.
+    pub fn close_packet_port(&mut self, ifindex: u32) {
+        self.close(&kept_as(ifindex));
+    }
+
+    /// Opens the host's port at the other end of a wire; the socket on a device is kept.
+    ///
+    /// # Errors
+    /// See [`HostPort::open`].
+    pub fn host_port(&mut self, spec: &HostSpec) -> Result<HostPort, PortError> {
+        match spec {
+            HostSpec::Packet(name) => {
+                let ifindex = if_nametoindex(name.as_str()).map_err(io::Error::from)?;
+                self.packet_port(ifindex).map(HostPort::Packet)
+            }
+            HostSpec::Tap(_) | HostSpec::Unix(..) => HostPort::open(spec),
+        }
+    }
+
     fn ask(&mut self, command: u16, device: &str, fds: &[BorrowedFd<'_>]) -> Option<Message> {
         let endpoint = self.0.as_mut()?;
         let deadline = Instant::now() + PATIENCE;
@@ -83,6 +119,11 @@ impl Keeper {
             }
         }
     }
+}
+
+/// What a packet socket is kept as: the device's name may change.
+fn kept_as(ifindex: u32) -> String {
+    format!("#{ifindex}")
 }
 
 fn connect(path: &Path) -> Result<Endpoint> {

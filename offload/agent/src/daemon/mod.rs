@@ -36,6 +36,7 @@ use flowlift_ovs::socket::{Endpoint, Socket};
 use flowlift_port::InternalPort;
 use flowlift_port::link::{LinkWatcher, Links};
 use forward::{Forwarder, NicSide, Representor, Upcalls};
+use keeper::Keeper;
 use mailbox::mailbox;
 use nic_ports::NicPorts;
 use nix::errno::Errno;
@@ -66,9 +67,11 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     })?;
     let folder = control::run_dir();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let state = StateDir::open(&folder)?;
+    let mut keeper = Keeper::find(&state.file("keeper.sock"));
     // The simulated NIC outlives its driver.
     let simulation = match &args.nic {
-        DaemonNic::Sim => Some(Simulation::start(args)?),
+        DaemonNic::Sim => Some(Simulation::start(args, &mut keeper)?),
         DaemonNic::None | DaemonNic::Real(_) => None,
     };
     let nic = match (&args.nic, &simulation) {
@@ -102,7 +105,7 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
         forwarder.add_representor(Representor::new(of.port, device))?;
         represented.push(of);
     }
-    let mut plane = Plane::new(to_forwarder.clone(), nic_ports, links);
+    let mut plane = Plane::new(to_forwarder.clone(), nic_ports, links, keeper);
     plane.set_representors(represented);
     // Whichever thread ends, by itself or not, ends the daemon.
     let end = move |what: &'static str, result: Result<()>| {
@@ -118,7 +121,8 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
         let to_serve = to_serve.clone();
         Box::new(move |from| to_serve.send(move |serve: &mut Serve| serve.plane().tell_everything(from)))
     };
-    plane.restore(StateDir::open(&folder)?, ask);
+    plane.restore(state, ask);
+    to_forwarder.send(Forwarder::begin);
     plane.unclaim_leftovers();
     let allowed = vec![nix::unistd::geteuid().as_raw()];
     let devices = Endpoint::new(Socket::bind_route(port_id)?, Server::of_devices(allowed.clone()));

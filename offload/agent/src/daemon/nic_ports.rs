@@ -1,6 +1,7 @@
 //! Which devices of the host stand for which ports of the NIC: those that the command line names and, with `--wire auto`,
 //! every device that becomes a port of a datapath, as long as the simulated NIC has a port left for it.
 
+use super::keeper::Keeper;
 use super::sim;
 use crate::cli::{DaemonArgs, DaemonWire};
 use anyhow::{Result, bail};
@@ -92,11 +93,12 @@ impl NicPorts {
         self.named.is_empty() && self.auto.is_none()
     }
 
-    /// The NIC's port that a device stands for. With `--wire auto`, a device that stands for none gets a wire to a free one.
+    /// The NIC's port that a device stands for. With `--wire auto`, a device that stands for none gets a wire to a free one, whose
+    /// socket is kept.
     ///
     /// # Errors
     /// Why the device gets no wire, in words; without `--wire auto` there is nothing to say (`None`).
-    pub fn take(&mut self, device: &str) -> Result<NicPort, Option<String>> {
+    pub fn take(&mut self, device: &str, keeper: &mut Keeper) -> Result<NicPort, Option<String>> {
         if let Some(port) = self.named.get(device) {
             return Ok(*port);
         }
@@ -111,7 +113,7 @@ impl NicPorts {
             )));
         };
         let spec = WireSpec { port: number, kind: WireKind::Host(HostSpec::Packet(device.to_owned())) };
-        if let Err(error) = plugs.plug(&spec) {
+        if let Err(error) = plugs.plug(&spec, &mut |host| keeper.host_port(host)) {
             free.insert(number, port);
             return Err(Some(format!("no wire to {device}: {error}")));
         }
@@ -119,13 +121,13 @@ impl NicPorts {
         Ok(port)
     }
 
-    /// Pulls the wire that [`Self::take`] plugged; one that the command line names stays.
-    pub fn release(&mut self, device: &str) {
-        let Some(auto) = &mut self.auto else { return };
-        if let Some((number, port)) = auto.plugged.remove(device) {
-            auto.plugs.unplug(number);
-            auto.free.insert(number, port);
-        }
+    /// Pulls the wire that [`Self::take`] plugged; one that the command line names stays, and the answer is false.
+    pub fn release(&mut self, device: &str) -> bool {
+        let Some(auto) = &mut self.auto else { return false };
+        let Some((number, port)) = auto.plugged.remove(device) else { return false };
+        auto.plugs.unplug(number);
+        auto.free.insert(number, port);
+        true
     }
 }
 
@@ -165,11 +167,14 @@ mod tests {
     fn without_auto_only_named_devices_are_the_nics() {
         let mut ports = ports("--port a=p2 --wire p0=packet:b --wire p1=tap:d", None).unwrap();
         assert!(!ports.is_empty());
-        assert_eq!((ports.take("a"), ports.take("b")), (Ok(NicPort(3)), Ok(NicPort(1))));
-        assert_eq!(ports.take("c"), Err(None));
-        assert_eq!(ports.take("d"), Err(None), "a host at the end of a wire");
+        assert_eq!(
+            (ports.take("a", &mut Keeper::default()), ports.take("b", &mut Keeper::default())),
+            (Ok(NicPort(3)), Ok(NicPort(1)))
+        );
+        assert_eq!(ports.take("c", &mut Keeper::default()), Err(None));
+        assert_eq!(ports.take("d", &mut Keeper::default()), Err(None), "a host at the end of a wire");
         ports.release("a");
-        assert_eq!(ports.take("a"), Ok(NicPort(3)), "named for good");
+        assert_eq!(ports.take("a", &mut Keeper::default()), Ok(NicPort(3)), "named for good");
     }
 
     #[test]
@@ -180,13 +185,16 @@ mod tests {
         let server = Server::new(device, &[], folder.path().join("sim"), ServerConfig::default()).unwrap();
         let mut some = ports("--wire auto", Some(server.plugs())).unwrap();
         for _ in 0..10 {
-            let why = some.take("no-such-device").unwrap_err().expect("a reason");
+            let why = some.take("no-such-device", &mut Keeper::default()).unwrap_err().expect("a reason");
             assert!(why.starts_with("no wire to no-such-device: "), "{why}");
         }
         let all = "--wire auto --port a=p0 --port b=p1 --wire p2=tap:c";
         let mut none = ports(all, Some(server.plugs())).unwrap();
-        let why = none.take("d").unwrap_err().expect("a reason");
+        let why = none.take("d", &mut Keeper::default()).unwrap_err().expect("a reason");
         assert!(why.contains("each of the NIC's 3 ports has a wire"), "{why}");
-        assert_eq!((none.take("b"), none.take("c").is_ok()), (Ok(NicPort(2)), false));
+        assert_eq!(
+            (none.take("b", &mut Keeper::default()), none.take("c", &mut Keeper::default()).is_ok()),
+            (Ok(NicPort(2)), false)
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! The simulated NIC of `--nic sim`: flowlift-sim's vfio-user server in a thread of the daemon, behind the same driver and
 //! transport as one in a process of its own.
 
+use super::keeper::Keeper;
 use crate::cli::{DaemonArgs, NicArg};
 use crate::open;
 use anyhow::{Context, Result};
@@ -30,16 +31,17 @@ pub(super) fn device(wire: &WireSpec) -> Option<&str> {
 }
 
 impl Simulation {
-    /// Starts the device with its wires.
+    /// Starts the device with its wires, whose sockets are kept.
     ///
     /// # Errors
     /// A wire or the device's socket cannot be opened.
-    pub(super) fn start(args: &DaemonArgs) -> Result<Self> {
+    pub(super) fn start(args: &DaemonArgs, keeper: &mut Keeper) -> Result<Self> {
         let config = Config { seed: 0, faults: FaultPlan::default(), clock: Box::new(HostClock::default()) };
         let device = Fl1::new(open::profile(args.profile), config);
         let path = crate::control::run_dir().join(format!("sim-{}.sock", std::process::id()));
         let wires: Vec<WireSpec> = args.wire_specs().collect();
-        let mut server = Server::new(device, &wires, &path, ServerConfig::default())
+        let host = &mut |spec: &HostSpec| keeper.host_port(spec);
+        let mut server = Server::with_hosts(device, &wires, &path, ServerConfig::default(), host)
             .context("cannot start the simulated NIC")?;
         let plugs = server.plugs();
         let stop = Arc::new(EventFd::new()?);

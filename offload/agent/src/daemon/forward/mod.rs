@@ -31,6 +31,8 @@ use flowlift_port::{Burst, LinkState, PortError, PortStats};
 use flowlift_softpath::actions::Program;
 use flowlift_softpath::packet::PacketType;
 use flowlift_softpath::{Batch, FlowId, Packet, Worker};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::time::{ClockId, clock_gettime};
 use route::{Outlets, Route};
@@ -109,6 +111,7 @@ pub struct Forwarder {
     burst: Burst,
     /// Hears of ports whose device is gone.
     lost: Box<dyn Fn(DpIndex, PortNo) + Send>,
+    begun: bool,
     running: bool,
 }
 
@@ -134,15 +137,22 @@ impl Forwarder {
             exits: Exits::new(upcalls),
             burst: Burst::new(),
             lost,
+            begun: false,
             running: true,
         })
     }
 
-    /// Moves packets until it is told to stop.
+    /// Moves packets from [`Self::begin`] on until it is told to stop.
     ///
     /// # Errors
     /// The system refuses to wait.
     pub fn run(mut self, inbox: &Inbox<Self>) -> nix::Result<()> {
+        while self.running && !self.begun {
+            match poll(&mut [PollFd::new(inbox.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => inbox.run(&mut self, JOBS),
+                Err(error) => return Err(error),
+            };
+        }
         self.epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, INBOX))?;
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut last_burst = Instant::now();
@@ -165,7 +175,7 @@ impl Forwarder {
             };
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
-                Err(nix::errno::Errno::EINTR) => 0,
+                Err(Errno::EINTR) => 0,
                 Err(error) => return Err(error),
             };
             for event in &events[..count] {
@@ -184,6 +194,11 @@ impl Forwarder {
             }
         }
         Ok(())
+    }
+
+    /// Takes packets from now on: the ports that the daemon before had are all there, so what waits in one of them finds the others.
+    pub fn begin(&mut self) {
+        self.begun = true;
     }
 
     /// Has [`Self::run`] return.

@@ -97,7 +97,7 @@ pub struct Plane {
     state: Option<StateDir>,
     /// Where it finds flows and meters.
     journal: Option<Journal>,
-    /// Who keeps the devices of internal ports until then.
+    /// Who keeps the files of ports' devices until then.
     keeper: Keeper,
 }
 
@@ -137,8 +137,8 @@ pub struct PortInfo {
 }
 
 impl Plane {
-    /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC.
-    pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links) -> Self {
+    /// Without datapaths. `nic_ports` are the devices that stand for ports of the NIC, `keeper` has what the daemon before left.
+    pub fn new(forwarder: Mailbox<Forwarder>, nic_ports: NicPorts, links: Links, keeper: Keeper) -> Self {
         Self {
             dps: BTreeMap::new(),
             forwarder,
@@ -149,7 +149,7 @@ impl Plane {
             tunnels: BTreeMap::new(),
             state: None,
             journal: None,
-            keeper: Keeper::default(),
+            keeper,
         }
     }
 

@@ -8,7 +8,6 @@
 
 use super::{LOCAL, Plane, Port, totals};
 use crate::daemon::journal::{self, Ask, Journal, Position, SavedFlows, Subject};
-use crate::daemon::keeper::Keeper;
 use crate::daemon::state_dir::StateDir;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{
@@ -28,8 +27,6 @@ use std::path::Path;
 const DATAPATHS: &str = "datapaths.json";
 /// The journal.
 const FLOWS: &str = "flows.journal";
-/// The keeper's socket.
-const KEEPER: &str = "keeper.sock";
 /// Flows that are told at a time to a journal that begins anew: few, since requests wait meanwhile.
 const SLICE: usize = 1024;
 
@@ -155,7 +152,6 @@ impl Plane {
     /// [`Self::tell_everything`] called.
     pub fn restore(&mut self, state: StateDir, ask: Ask) {
         let flows = state.file(FLOWS);
-        self.keeper = Keeper::find(&state.file(KEEPER));
         let mut saved_flows = journal::read(&flows, state.owner());
         match Journal::start(&flows, state.owner(), ask) {
             Ok(journal) => self.journal = Some(journal),

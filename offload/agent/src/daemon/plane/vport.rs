@@ -6,7 +6,7 @@ use crate::daemon::forward::DevicePort;
 use flowlift_driver::nic::NicPort;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{DpIndex, NewVport, Refusal, Vport, VportKind, VportStats};
-use flowlift_port::{InternalConfig, InternalPort, PacketPort, PortError, PortStats};
+use flowlift_port::{InternalConfig, InternalPort, PortError, PortStats};
 use flowlift_softpath::FlowId;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
@@ -23,11 +23,6 @@ pub(super) fn refusal(name: &str, what: &str, error: PortError) -> Refusal {
         Errno::EBUSY => Refusal::Busy(name.into()),
         errno => Refusal::System { what: format!("{what} {name}"), errno },
     }
-}
-
-/// What the keeper calls a device of the host, whose name may change.
-fn kept_as(ifindex: u32) -> String {
-    format!("#{ifindex}")
 }
 
 impl Dp {
@@ -56,17 +51,6 @@ impl Dp {
 }
 
 impl Plane {
-    /// A device of the host, with the packets that came while no daemon was there.
-    fn open_netdev(&mut self, ifindex: u32) -> Result<PacketPort, PortError> {
-        let kept = self.keeper.fetch(&kept_as(ifindex));
-        let port = match kept.and_then(|socket| PacketPort::adopt(socket, ifindex).ok()) {
-            Some(port) => port,
-            None => PacketPort::open_index(ifindex)?,
-        };
-        self.keeper.keep(&kept_as(ifindex), port.as_fd());
-        Ok(port)
-    }
-
     /// An internal port's device. It outlives the daemon, so that its addresses and routes are there when the daemon comes back.
     pub(super) fn open_internal(&mut self, name: &str) -> Result<(DevicePort, u32), Refusal> {
         let config = InternalConfig { persistent: true };
@@ -98,12 +82,13 @@ impl Plane {
             }
             VportKind::Netdev => {
                 let link = self.candidate(&name)?;
-                let place = match self.nic_ports.take(&name) {
+                let place = match self.nic_ports.take(&name, &mut self.keeper) {
                     Ok(nic_port) => self.add_nic_port(index, number, nic_port, &name)?,
                     Err(why) => {
                         not_nic = why;
                         let source = self
-                            .open_netdev(link.index)
+                            .keeper
+                            .packet_port(link.index)
                             .map_err(|error| refusal(&name, "cannot open", error))?;
                         self.add_host_port(index, number, DevicePort::Netdev(source), &name)?;
                         Place::Host
@@ -169,16 +154,15 @@ impl Plane {
         }
         match port.kind {
             VportKind::Internal => self.keeper.close(&port.name),
-            _ => self.keeper.close(&kept_as(port.ifindex)),
+            // A wire that the command line names stays.
+            _ if matches!(port.place, Place::Nic(_)) && !self.nic_ports.release(&port.name) => {}
+            _ => self.keeper.close_packet_port(port.ifindex),
         }
         // The device of an internal port is ours to take away.
         if let Some(DevicePort::Internal(device)) = source
             && let Err(error) = device.delete()
         {
             tracing::warn!(name = port.name, %error, "an internal port's device stays");
-        }
-        if let Place::Nic(_) = port.place {
-            self.nic_ports.release(&port.name);
         }
         self.tell_targets(index);
         Ok(())
