@@ -360,6 +360,8 @@ pub struct FlowPut {
     pub exclusive: bool,
     /// A feature probe: no error is worth a log message (U6), and the NIC has no business with it.
     pub probe: bool,
+    /// Somebody wants to see the flow.
+    pub shown: bool,
 }
 
 /// Which flow is meant.
@@ -513,7 +515,7 @@ pub trait Backend {
     /// A tunnel device as it is.
     fn tunnel_device(&self, name: &str) -> Option<TunnelDevice>;
 
-    /// Installs a flow or gives new actions to one, and shows it as it is then.
+    /// Installs a flow or gives new actions to one, and shows it as it is then unless nobody wants to see it.
     ///
     /// The flow is looked for by UFID, if it has one, and then by its masked key. If there is one, [`Refusal::Exists`] if
     /// the new one is `exclusive`; [`Refusal::NoFlow`] if the flow found has another key as installed; else its actions
@@ -561,6 +563,9 @@ pub trait Backend {
     /// [`Refusal::Inexpressible`]; [`Refusal::NoVport`] if neither the port in the metadata nor the local port is there.
     /// A packet that is then lost on its way is counted, not an error.
     fn execute(&mut self, dp: DpIndex, execute: Execute<'_>) -> Result<(), Refusal>;
+    /// A datagram's requests are answered. What their sender need not wait for and what is better done together was kept, and is
+    /// done now.
+    fn settle(&mut self) {}
 
     /// Makes or replaces a meter, with full buckets, and gives the counters of the one before unless that had `clear`.
     /// [`Refusal::NoDatapath`]; [`Refusal::Full`] for an ID beyond [`Capabilities::max_meters`].

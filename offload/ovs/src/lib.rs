@@ -6,6 +6,7 @@
 //! the packets that go to the user unasked. [`marker`] is what server and preloaded library say to each other.
 
 pub mod action;
+mod audience;
 pub mod backend;
 pub mod key;
 pub mod marker;

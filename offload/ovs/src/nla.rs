@@ -88,9 +88,18 @@ impl<'a> Writer<'a> {
 
     /// One attribute, padded with zeros.
     pub fn put(&mut self, kind: impl Into<u16>, payload: &[u8]) {
-        let start = self.begin(kind);
+        let length = HEADER_LEN + payload.len();
+        let padding = length.next_multiple_of(4) - length;
+        let ([l0, l1], [k0, k1]) = ((length as u16).to_ne_bytes(), kind.into().to_ne_bytes());
+        self.out.reserve(length + padding);
+        self.out.extend_from_slice(&[l0, l1, k0, k1]);
         self.out.extend_from_slice(payload);
-        self.end(start);
+        self.out.extend_from_slice(&[0; 3][..padding]);
+    }
+
+    /// Appends bytes to the attribute that was begun last.
+    pub fn append(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
     }
 
     /// Begins an attribute that holds others; [`Self::end`] takes the returned position.

@@ -7,14 +7,16 @@
 //!
 //! The sender of each datagram is the one that the kernel vouches for (`SCM_CREDENTIALS`).
 
+use crate::audience::Audience;
 use crate::backend::{Backend, DpIndex, Refusal};
 use crate::marker;
 use crate::server::{Counters, DumpState, Peer, Reply, Server, To};
+use crate::uapi::FLOW;
 use flowlift_flow::PortNo;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind,
-    recvmsg, sendmsg, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessageOwned, MsgFlags, MultiHeaders, NetlinkAddr, SockFlag, SockProtocol,
+    SockType, bind, recvmsg, sendmmsg, sendmsg, setsockopt, socket, sockopt,
 };
 use std::collections::{HashMap, VecDeque};
 use std::io::{IoSlice, IoSliceMut};
@@ -96,9 +98,36 @@ impl Sender {
         let slices = slices.get(..used).unwrap_or_default();
         match sendmsg(self.fd.as_raw_fd(), slices, &[], MsgFlags::MSG_DONTWAIT, Some(&address)) {
             Ok(_) => Ok(()),
-            Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => Err(SendError::Full),
-            Err(Errno::ECONNREFUSED) => Err(SendError::Gone),
-            Err(errno) => Err(SendError::Other(errno)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Sends datagrams, each to a port ID, in order up to the first that fails; never waits. How many were sent, and why not the
+    /// next one.
+    pub fn send_many(&self, datagrams: &[(u32, Vec<u8>)]) -> (usize, Result<(), SendError>) {
+        let mut sent = 0;
+        while let Some(rest) = datagrams.get(sent..).filter(|rest| !rest.is_empty()) {
+            let slices: Vec<[IoSlice<'_>; 1]> = rest.iter().map(|(_, bytes)| [IoSlice::new(bytes)]).collect();
+            let addresses: Vec<Option<NetlinkAddr>> =
+                rest.iter().map(|(port_id, _)| Some(NetlinkAddr::new(*port_id, 0))).collect();
+            let mut headers = MultiHeaders::preallocate(rest.len(), None);
+            let flags = MsgFlags::MSG_DONTWAIT;
+            match sendmmsg(self.fd.as_raw_fd(), &mut headers, &slices, addresses, [], flags) {
+                // A failure behind it is the next call's.
+                Ok(results) => sent += results.count().max(1),
+                Err(errno) => return (sent, Err(errno.into())),
+            }
+        }
+        (sent, Ok(()))
+    }
+}
+
+impl From<Errno> for SendError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => Self::Full,
+            Errno::ECONNREFUSED => Self::Gone,
+            errno => Self::Other(errno),
         }
     }
 }
@@ -228,12 +257,19 @@ struct Outbox {
     backlogs: HashMap<u32, Backlog>,
     backlog_bytes: usize,
     gone: Vec<u32>,
+    /// Who hears of flows.
+    audience: Audience,
     now: Instant,
     counters: EndpointCounters,
 }
 
 impl Outbox {
     fn send(&mut self, reply: Reply<'_>) {
+        if let To::Both(_, group) | To::Multicast(group) = reply.to
+            && FLOW.group == Some(group)
+        {
+            self.audience.was_told();
+        }
         let (port_id, to) = match reply.to {
             To::Unicast(port_id) => (port_id, reply.to),
             To::Both(port_id, group) if self.backlogs.contains_key(&port_id) => {
@@ -356,6 +392,7 @@ impl Endpoint {
             backlogs: HashMap::new(),
             backlog_bytes: 0,
             gone: Vec::new(),
+            audience: Audience::new(Instant::now()),
             now: Instant::now(),
             counters: EndpointCounters::default(),
         };
@@ -386,6 +423,7 @@ impl Endpoint {
                 Some(Received::Overrun) => outbox.counters.overruns += 1,
                 Some(Received::Datagram(peer, length)) => {
                     let datagram = buffer.get(..length).unwrap_or_default();
+                    server.set_flows_heard(outbox.audience.is_there(now));
                     server.handle(peer, datagram, backend, &mut |reply| outbox.send(reply));
                 }
             }

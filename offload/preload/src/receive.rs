@@ -38,7 +38,8 @@ enum Outcome {
 /// The message's pointers have the lengths that it says, all writable.
 pub(crate) unsafe fn receive(fd: c_int, socket: &Socket, message: &mut msghdr, flags: c_int) -> ssize_t {
     loop {
-        if socket.waits() {
+        let was_awaited = socket.waits();
+        if was_awaited {
             if let Err(errno) = await_answer(fd, socket) {
                 socket.answered.fetch_max(socket.awaited.load(Ordering::Acquire), Ordering::AcqRel);
                 return fail(errno);
@@ -51,6 +52,10 @@ pub(crate) unsafe fn receive(fd: c_int, socket: &Socket, message: &mut msghdr, f
         // SAFETY: the same contract.
         match unsafe { try_receive(fd, socket, message, flags | libc::MSG_DONTWAIT) } {
             Outcome::Message(result) => return result,
+            // All that the program asked for has come, and what else there may be it can ask for again.
+            Outcome::Swallowed if was_awaited && !socket.waits() && !is_blocking(fd, flags) => {
+                return fail(libc::EAGAIN);
+            }
             Outcome::Swallowed => {}
             Outcome::Lost => return fail(libc::ECONNREFUSED),
             Outcome::Failed(libc::EAGAIN) if socket.waits() || is_blocking(fd, flags) => {}

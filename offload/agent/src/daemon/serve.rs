@@ -12,6 +12,11 @@ use std::time::{Duration, Instant};
 
 /// Jobs of other threads done in a turn.
 const JOBS: usize = 64;
+/// Descriptors' names.
+const REQUESTS: u64 = 0;
+const DEVICE_REQUESTS: u64 = 1;
+const INBOX: u64 = 2;
+const DEVICES: u64 = 3;
 
 /// See the module's head.
 pub struct Serve {
@@ -50,23 +55,32 @@ impl Serve {
     /// The Netlink socket broke, or the system refuses to wait.
     pub fn run(mut self, inbox: &Inbox<Self>) -> anyhow::Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&self.endpoint, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        epoll.add(&self.devices, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        epoll.add(&self.watcher, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        epoll.add(&self.endpoint, EpollEvent::new(EpollFlags::EPOLLIN, REQUESTS))?;
+        epoll.add(&self.devices, EpollEvent::new(EpollFlags::EPOLLIN, DEVICE_REQUESTS))?;
+        epoll.add(inbox, EpollEvent::new(EpollFlags::EPOLLIN, INBOX))?;
+        epoll.add(&self.watcher, EpollEvent::new(EpollFlags::EPOLLIN, DEVICES))?;
         let mut events = [EpollEvent::empty(); 4];
+        // Each look at a descriptor costs a flow's setting up a system call. At first all are looked at.
+        let mut readable = vec![REQUESTS, DEVICE_REQUESTS, INBOX, DEVICES];
+        let (mut requests, mut device_requests) = (Next::Now, Next::Now);
         loop {
             inbox.run(&mut self, JOBS);
             if !self.running {
                 self.plane.close();
                 return Ok(());
             }
-            self.follow_devices();
+            if readable.contains(&DEVICES) {
+                self.follow_devices();
+            }
             let now = Instant::now();
-            let next =
-                self.devices.pump(&mut self.plane, now)?.min(self.endpoint.pump(&mut self.plane, now)?);
+            if readable.contains(&DEVICE_REQUESTS) || device_requests != Next::Readable {
+                device_requests = self.devices.pump(&mut self.plane, now)?;
+            }
+            if readable.contains(&REQUESTS) || requests != Next::Readable {
+                requests = self.endpoint.pump(&mut self.plane, now)?;
+            }
             self.plane.end_turn();
-            let timeout = match next {
+            let timeout = match device_requests.min(requests) {
                 Next::Now => EpollTimeout::ZERO,
                 // Rounded up, or the last part of a millisecond would be spent in turns.
                 Next::Within(time) => {
@@ -74,10 +88,13 @@ impl Serve {
                 }
                 Next::Readable => EpollTimeout::NONE,
             };
-            match epoll.wait(&mut events, timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
+            let count = match epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
-            }
+            };
+            readable.clear();
+            readable.extend(events.iter().take(count).map(EpollEvent::data));
         }
     }
 

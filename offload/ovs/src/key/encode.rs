@@ -8,6 +8,9 @@ use crate::nla::Writer;
 use flowlift_flow::key::VLAN_MAX;
 use flowlift_flow::{AttrSet, Key, Mask, Match};
 
+/// Bytes that the attributes of a key or mask rarely exceed.
+const USUAL_LEN: usize = 256;
+
 /// Appends the attributes of `key` to `out`, whose length is a multiple of 4.
 ///
 /// ARP's operation 255 is written as such; `odp_flow_key_from_flow` turns it into 65535, which it then refuses to read.
@@ -34,7 +37,7 @@ pub fn encode_mask(key: &Key, mask: &Mask, form: Form, only: Option<&AttrSet>, o
 /// The key and the mask of a match. The key is complete, whatever attributes the match named, since a key without what
 /// its own headers call for would be refused; the mask has the named ones (R20, R21).
 pub fn encode_match(matching: &Match, form: Form) -> (Vec<u8>, Vec<u8>) {
-    let (mut key, mut mask) = (Vec::new(), Vec::new());
+    let (mut key, mut mask) = (Vec::with_capacity(USUAL_LEN), Vec::with_capacity(USUAL_LEN));
     let tcp_flags = matching.key.tcp_flags.get() != 0 || matching.mask.0.tcp_flags.get() != 0;
     let (data, w) = (&matching.key, Writer::new(&mut key));
     Composer { key: data, data, is_mask: false, form, only: None, tcp_flags, w }.compose();
@@ -174,40 +177,37 @@ impl Composer<'_> {
     fn l3(&mut self, level: usize, kind: u8) {
         let Self { key, data, is_mask, .. } = *self;
         let (src, dst) = (data.ipv4_src.get().to_be_bytes(), data.ipv4_dst.get().to_be_bytes());
-        let mut payload = Vec::with_capacity(40);
-        match kind {
-            attr::IPV4 => {
-                payload.extend_from_slice(&src);
-                payload.extend_from_slice(&dst);
-                payload.extend_from_slice(&[data.ip_proto, data.ip_tos, data.ip_ttl, data.ip_frag]);
-            }
-            attr::IPV6 => {
-                payload.extend_from_slice(&data.ipv6_src);
-                payload.extend_from_slice(&data.ipv6_dst);
-                payload.extend_from_slice(&(data.ipv6_label.get() & LABEL_BITS).to_be_bytes());
-                payload.extend_from_slice(&[data.ip_proto, data.ip_tos, data.ip_ttl, data.ip_frag]);
-            }
-            attr::ARP => {
-                // A mask has 8 bits for the operation, too; exact means exact.
-                let high = if is_mask && data.ip_proto == u8::MAX { u8::MAX } else { 0 };
-                payload.extend_from_slice(&src);
-                payload.extend_from_slice(&dst);
-                payload.extend_from_slice(&[high, data.ip_proto]);
-                payload.extend_from_slice(&data.arp_sha);
-                payload.extend_from_slice(&data.arp_tha);
-                payload.extend_from_slice(&[0, 0]);
-            }
-            attr::MPLS => {
-                for entry in &data.mpls[..label_count(key)] {
-                    payload.extend_from_slice(&entry.get().to_be_bytes());
-                }
-            }
-            attr::NSH if self.wants(level, kind) => {
+        let ip = [data.ip_proto, data.ip_tos, data.ip_ttl, data.ip_frag];
+        if self.wants(level, kind) {
+            if kind == attr::NSH {
                 return tunnel::encode_nsh(key, data, is_mask, &mut self.w);
             }
-            _ => return,
+            let start = self.w.begin(kind);
+            let mut append = |bytes: &[u8]| self.w.append(bytes);
+            match kind {
+                attr::IPV4 => [&src, &dst, &ip].into_iter().for_each(|bytes| append(bytes)),
+                attr::IPV6 => {
+                    append(&data.ipv6_src);
+                    append(&data.ipv6_dst);
+                    append(&(data.ipv6_label.get() & LABEL_BITS).to_be_bytes());
+                    append(&ip);
+                }
+                attr::ARP => {
+                    // A mask has 8 bits for the operation, too; exact means exact.
+                    let high = if is_mask && data.ip_proto == u8::MAX { u8::MAX } else { 0 };
+                    append(&src);
+                    append(&dst);
+                    append(&[high, data.ip_proto]);
+                    append(&data.arp_sha);
+                    append(&data.arp_tha);
+                    append(&[0, 0]);
+                }
+                _ => {
+                    data.mpls[..label_count(key)].iter().for_each(|entry| append(&entry.get().to_be_bytes()))
+                }
+            }
+            self.w.end(start);
         }
-        self.put(level, kind, &payload);
         if kind == attr::IPV6 && self.form == Form::Datapath {
             self.put(level, attr::IPV6_EXTHDRS, &data.ipv6_exthdrs.to_ne_bytes());
         }

@@ -33,6 +33,7 @@ fn new(request: &Request<'_>, context: &mut Context<'_>) -> Result<(), Failure> 
         actions,
         exclusive: request.header.flags & (nlmsg::F_CREATE | nlmsg::F_EXCL) != 0,
         probe: request.has(flow::PROBE),
+        shown: context.audience(request).is_some(),
     };
     let shape = Shape::of(request, context.backend);
     let (backend, buffer) = (&mut *context.backend, &mut context.buffer);

@@ -112,6 +112,8 @@ pub struct Server {
     allowed: Vec<u32>,
     dumps: HashMap<u32, Dump>,
     counters: Counters,
+    /// Nobody is in the group that hears of changed flows.
+    flows_unheard: bool,
     /// The datagram being composed.
     buffer: Vec<u8>,
 }
@@ -125,6 +127,11 @@ impl Server {
     /// A server of tunnel devices: of NETLINK_ROUTE, for root and the users `allowed`.
     pub fn of_devices(allowed: Vec<u32>) -> Self {
         Self { protocol: Protocol::Route, ..Self::new(allowed) }
+    }
+
+    /// Says whether anybody may be in the group that hears of changed flows ([`uapi::FLOW`]'s): so it is until it is denied.
+    pub fn set_flows_heard(&mut self, heard: bool) {
+        self.flows_unheard = !heard;
     }
 
     /// What was seen so far.
@@ -158,8 +165,12 @@ impl Server {
             }
             self.counters.requests += 1;
             self.buffer.clear();
-            let mut context =
-                Context { backend: &mut *backend, buffer: std::mem::take(&mut self.buffer), out: &mut *out };
+            let mut context = Context {
+                backend: &mut *backend,
+                buffer: std::mem::take(&mut self.buffer),
+                flows_unheard: self.flows_unheard,
+                out: &mut *out,
+            };
             let result = self.request(peer, header, message, &mut context);
             self.buffer = context.buffer;
             let failure = match result {
@@ -186,6 +197,8 @@ impl Server {
             }
             (None, _) => {}
         }
+        // The client goes on meanwhile.
+        backend.settle();
     }
 
     /// Removes a vport whose device is gone, and tells the family's group as the kernel does: nobody asked for it.
@@ -329,6 +342,8 @@ struct Context<'a> {
     backend: &'a mut dyn Backend,
     /// Messages are composed here.
     buffer: Vec<u8>,
+    /// See [`Server::set_flows_heard`].
+    flows_unheard: bool,
     out: &'a mut dyn FnMut(Reply<'_>),
 }
 
@@ -355,16 +370,22 @@ impl Context<'_> {
         (self.out)(Reply { to: To::Unicast(port), bytes: &self.buffer });
     }
 
-    /// Tells the family's group of what is in the buffer, and the sender of `request` if it asked for that.
-    fn notify(&mut self, request: &Request<'_>) {
+    /// Who hears of what `request` changes: the family's group, and the sender if it asked for that.
+    fn audience(&self, request: &Request<'_>) -> Option<To> {
+        let unheard = self.flows_unheard && request.family.id == uapi::FLOW.id;
         let echo = request.header.flags & nlmsg::F_ECHO != 0;
-        let to = match request.family.group {
-            Some(group) if echo => To::Both(request.port, group),
-            Some(group) => To::Multicast(group),
-            None if echo => To::Unicast(request.port),
-            None => return,
-        };
-        (self.out)(Reply { to, bytes: &self.buffer });
+        match request.family.group.filter(|_| !unheard) {
+            Some(group) if echo => Some(To::Both(request.port, group)),
+            Some(group) => Some(To::Multicast(group)),
+            None => echo.then_some(To::Unicast(request.port)),
+        }
+    }
+
+    /// Tells those who hear of it what is in the buffer.
+    fn notify(&mut self, request: &Request<'_>) {
+        if let Some(to) = self.audience(request) {
+            (self.out)(Reply { to, bytes: &self.buffer });
+        }
     }
 }
 

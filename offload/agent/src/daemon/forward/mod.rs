@@ -186,7 +186,8 @@ impl Forwarder {
                     n => packets += self.receive(usize::try_from(n).unwrap_or(usize::MAX)),
                 }
             }
-            if packets >= BURST {
+            // What waits for Open vSwitch's answer says nothing of more packets, and that answer needs the core.
+            if packets.saturating_sub(self.exits.upcalls.waiting()) >= BURST {
                 last_burst = Instant::now();
             } else if !worked && timeout == EpollTimeout::ZERO {
                 // Whoever is to answer may have nowhere else to run.

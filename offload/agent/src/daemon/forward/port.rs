@@ -3,7 +3,7 @@
 use super::route::Outlet;
 use super::tunnel::TunnelInlet;
 use flowlift_flow::Key;
-use flowlift_port::{Burst, BurstSource, Frame, InternalPort, PacketPort, PortError, PortStats};
+use flowlift_port::{Burst, BurstSource, Frame, FrameSink, InternalPort, PacketPort, PortError, PortStats};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// A port's receiving side.
@@ -24,6 +24,15 @@ impl DevicePort {
             Self::Netdev(port) => Outlet::Host(Box::new(port.sender())),
             Self::Internal(port) => Outlet::Host(Box::new(port.sender())),
             Self::Tunnel(port) => Outlet::Tunnel(port.outlet()),
+        }
+    }
+
+    /// Another way out by the port's device, for another thread; `None` for a tunnel, which has none.
+    pub fn sender(&self) -> Option<Box<dyn FrameSink + Send>> {
+        match self {
+            Self::Netdev(port) => Some(Box::new(port.sender())),
+            Self::Internal(port) => Some(Box::new(port.sender())),
+            Self::Tunnel(_) => None,
         }
     }
 

@@ -6,7 +6,6 @@
 
 use flowlift_flow::{Key, PortNo};
 use flowlift_ovs::backend::{DpIndex, Features};
-use flowlift_ovs::server::To;
 use flowlift_ovs::socket::{SendError, Sender};
 use flowlift_ovs::upcall::{Cause, Dispatch, HASH_L4, HASH_SW, Upcall};
 use flowlift_softpath as softpath;
@@ -14,6 +13,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Upcalls of one port that wait at most.
 const PER_PORT: usize = 256;
+/// Upcalls that are sent together.
+const BATCH: usize = 64;
 /// Buffers that are kept for the next upcalls.
 const SPARE: usize = 1024;
 
@@ -159,44 +160,76 @@ impl Upcalls {
         true
     }
 
+    /// Upcalls that wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.turns.iter().filter_map(|port| self.queues.get(port)).map(|queue| queue.waiting.len()).sum()
+    }
+
     /// Sends what receivers take; false if some take no more now.
     pub fn flush(&mut self) -> bool {
         let mut full: Vec<u32> = Vec::new();
+        while !self.turns.is_empty() && self.send_some(&mut full) {}
+        self.turns.is_empty()
+    }
+
+    /// Sends some upcalls together; false if there are none for receivers but those that are `full`.
+    fn send_some(&mut self, full: &mut Vec<u32>) -> bool {
+        let (ports, mut batch) = self.gather(full);
+        let (sent, result) = self.sender.send_many(&batch);
+        for port in ports.iter().take(sent) {
+            self.queues.entry(*port).or_default().sent += 1;
+        }
+        let failed = batch.get(sent).map(|(pid, _)| *pid);
+        let unsent = batch.split_off(sent);
+        let mut unsent: Vec<_> = ports.iter().copied().skip(sent).zip(unsent).collect();
+        match (result, failed) {
+            (Err(SendError::Full), Some(pid)) => full.push(pid),
+            (Err(_), Some(_)) => {
+                // The handler is gone.
+                let (port, (_, message)) = unsent.remove(0);
+                self.queues.entry(port).or_default().lost += 1;
+                *self.lost_later.entry(port.0).or_default() += 1;
+                batch.push((0, message));
+            }
+            _ => {}
+        }
+        for (port, upcall) in unsent.into_iter().rev() {
+            self.queues.entry(port).or_default().waiting.push_front(upcall);
+            self.turns.retain(|other| *other != port);
+            self.turns.push_front(port);
+        }
+        let room = SPARE.saturating_sub(self.spare.len());
+        self.spare.extend(batch.into_iter().take(room).map(|(_, message)| message));
+        !ports.is_empty()
+    }
+
+    /// Takes the next upcalls, one of each port before the second of any, but for receivers that are `full`: their ports, and with
+    /// each its receiver.
+    fn gather(&mut self, full: &[u32]) -> (Vec<(DpIndex, PortNo)>, Vec<(u32, Vec<u8>)>) {
+        let (mut ports, mut batch) = (Vec::new(), Vec::new());
         let mut held = 0;
         while held < self.turns.len()
+            && batch.len() < BATCH
             && let Some(port) = self.turns.pop_front()
         {
             let Some(queue) = self.queues.get_mut(&port) else { continue };
-            let Some((pid, message)) = queue.waiting.pop_front() else { continue };
-            let result = if full.contains(&pid) {
-                Err(SendError::Full)
-            } else {
-                self.sender.send(To::Unicast(pid), &[&message])
-            };
-            match result {
-                Err(SendError::Full) => {
-                    full.push(pid);
-                    queue.waiting.push_front((pid, message));
+            match queue.waiting.pop_front() {
+                Some(upcall) if full.contains(&upcall.0) => {
+                    queue.waiting.push_front(upcall);
                     held += 1;
-                    self.turns.push_back(port);
-                    continue;
                 }
-                Ok(()) => queue.sent += 1,
-                // The handler is gone.
-                Err(_) => {
-                    queue.lost += 1;
-                    *self.lost_later.entry(port.0).or_default() += 1;
+                Some(upcall) => {
+                    ports.push(port);
+                    batch.push(upcall);
+                    held = 0;
                 }
-            }
-            held = 0;
-            if self.spare.len() < SPARE {
-                self.spare.push(message);
+                None => {}
             }
             if !queue.waiting.is_empty() {
                 self.turns.push_back(port);
             }
         }
-        self.turns.is_empty()
+        (ports, batch)
     }
 }
 

@@ -233,6 +233,12 @@ impl Backend for Plane {
         if !own.ports.contains_key(&port) && !own.ports.contains_key(&LOCAL) {
             return Err(Refusal::NoVport);
         }
+        // An output needs nothing of the packet that would have to be checked.
+        if let ([Action::Output(port)], 0, false) = (&execute.actions[..], packet_type.get(), execute.probe)
+            && self.direct.get_mut().send(dp, *port, execute.packet)
+        {
+            return Ok(());
+        }
         let metadata = Metadata { in_port, recirc_id, dp_hash, skb_priority, skb_mark };
         let mut packet = Packet::with_room(execute.packet.len());
         packet.fill(execute.packet, metadata);
@@ -251,9 +257,19 @@ impl Backend for Plane {
         if let Some(hash) = execute.hash.filter(|hash| hash & HASH_L4 != 0) {
             packet.set_flow_hash(hash as u32);
         }
+        let under_way = self.direct.get_mut().give();
         let given = GivenPacket { packet, upcall_pid: execute.upcall_pid, program };
-        self.forwarder.send(move |f| f.execute(dp, given));
+        self.forwarder.send(move |f| {
+            f.execute(dp, given);
+            drop(under_way);
+        });
         Ok(())
+    }
+
+    fn settle(&mut self) {
+        // Packets first: somebody waits for them.
+        self.direct.get_mut().flush();
+        self.log_puts();
     }
 
     fn meter_set(

@@ -138,7 +138,7 @@ impl Plane {
         put: FlowPut,
         show: &mut dyn FnMut(FlowView<'_>),
     ) -> Result<(), Refusal> {
-        let FlowPut { ufid, matching, actions, exclusive, probe } = put;
+        let FlowPut { ufid, matching, actions, exclusive, probe, shown } = put;
         let flow = Flow { ufid, matching, actions };
         let dp = self.dp_mut(index)?;
         let mode = if exclusive { PutMode::CREATE } else { PutMode::ANY };
@@ -161,8 +161,15 @@ impl Plane {
             self.offer(index, id);
         }
         let dp = self.dp(index)?;
+        let is_probe = dp.probes.contains(&id);
+        if created && !shown {
+            if !is_probe && self.journal.is_some() {
+                self.unlogged.borrow_mut().push((index, id, flow));
+            }
+            return Ok(());
+        }
         let Some(mut shown) = dp.show(id) else { return Err(Refusal::NoFlow) };
-        if !dp.probes.contains(&id) {
+        if !is_probe {
             self.log(|journal| journal.put(index, id, &shown.flow));
         }
         if !created {

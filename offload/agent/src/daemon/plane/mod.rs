@@ -5,6 +5,7 @@
 
 mod backend;
 mod device;
+mod direct;
 mod flow;
 mod state;
 mod totals;
@@ -20,13 +21,14 @@ use super::mailbox::Mailbox;
 use super::nic_ports::NicPorts;
 use super::representor::Represented;
 use super::state_dir::StateDir;
+use direct::Direct;
 use flowlift_driver::nic::NicPort;
-use flowlift_flow::PortNo;
+use flowlift_flow::{Flow, PortNo};
 use flowlift_ovs::backend::{
     Datapath, DatapathStats, DpIndex, Features, MegaflowStats, Refusal, TunnelKind, VportKind,
 };
 use flowlift_port::link::Links;
-use flowlift_softpath as softpath;
+use flowlift_softpath::{self as softpath, FlowId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use tunnel::Tunnel;
@@ -85,6 +87,8 @@ struct Dp {
 pub struct Plane {
     dps: BTreeMap<DpIndex, Dp>,
     forwarder: Mailbox<Forwarder>,
+    /// Packets from the user that it is not needed for.
+    direct: RefCell<Direct>,
     /// Flows were left there that it was not woken for.
     offered: Cell<bool>,
     /// Devices of the host that stand for ports of the NIC.
@@ -97,6 +101,8 @@ pub struct Plane {
     state: Option<StateDir>,
     /// Where it finds flows and meters.
     journal: Option<Journal>,
+    /// New flows that it has not heard of yet: it does when their requests are answered.
+    unlogged: RefCell<Vec<(DpIndex, FlowId, Flow)>>,
     /// Who keeps the files of ports' devices until then.
     keeper: Keeper,
 }
@@ -142,6 +148,7 @@ impl Plane {
         Self {
             dps: BTreeMap::new(),
             forwarder,
+            direct: RefCell::default(),
             offered: Cell::new(false),
             nic_ports,
             representors: Vec::new(),
@@ -149,6 +156,7 @@ impl Plane {
             tunnels: BTreeMap::new(),
             state: None,
             journal: None,
+            unlogged: RefCell::default(),
             keeper,
         }
     }

@@ -173,6 +173,7 @@ impl Plane {
 
     /// Tells a journal that begins anew what there is from there on, up to a slice of it.
     pub fn tell_everything(&self, from: Position) {
+        self.log_puts();
         let Some(journal) = &self.journal else { return };
         if from.is_start() {
             self.save();
@@ -229,8 +230,17 @@ impl Plane {
 
     /// Tells the journal something, if there is one.
     pub(super) fn log(&self, tell: impl FnOnce(&Journal)) {
+        self.log_puts();
         if let Some(journal) = &self.journal {
             tell(journal);
+        }
+    }
+
+    /// Tells the journal of the flows that it has not heard of yet.
+    pub(super) fn log_puts(&self) {
+        let Some(journal) = &self.journal else { return };
+        for (index, id, flow) in self.unlogged.borrow_mut().drain(..) {
+            journal.put(index, id, &flow);
         }
     }
 

@@ -141,13 +141,17 @@ impl Plane {
         source: DevicePort,
         name: &str,
     ) -> Result<(), Refusal> {
+        let sender = source.sender();
         self.ask(move |f| f.add_host_port(index, number, source))?
-            .map_err(|errno| Refusal::System { what: format!("cannot watch {name}"), errno })
+            .map_err(|errno| Refusal::System { what: format!("cannot watch {name}"), errno })?;
+        self.direct.borrow_mut().set(index, number, sender);
+        Ok(())
     }
 
     pub(super) fn remove_vport(&mut self, index: DpIndex, number: PortNo) -> Result<(), Refusal> {
         let port = self.dp_mut(index)?.ports.remove(&number).ok_or(Refusal::NoVport)?;
         self.forget_port_totals(index, number);
+        self.direct.get_mut().set(index, number, None);
         let source = self.ask(move |f| f.remove_port(index, number))?;
         if port.kind == VportKind::Netdev {
             self.unclaim(port.ifindex);
