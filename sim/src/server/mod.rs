@@ -179,8 +179,10 @@ impl Server {
         let (mut last_work, mut nap, mut turn) = (Instant::now(), NAP, 0u32);
         // A wire whose frame the device cannot take now stays readable: it is not watched until the device took one.
         let mut watch_wires = true;
+        // The client may have said something.
+        let mut messages = true;
         loop {
-            let mut worked = self.serve_messages();
+            let mut worked = messages && self.serve_messages();
             // Looking at doorbells that ring pays only while they ring often.
             let is_woken = self.function.bell().is_some();
             let enough = if is_woken { BURST } else { 1 };
@@ -197,6 +199,7 @@ impl Server {
             }
             let spinning = self.function.memory().bus_master() && last_work.elapsed() < self.config.spin;
             if spinning && !turn.is_multiple_of(LOOK) {
+                messages = true;
                 std::hint::spin_loop();
                 continue;
             }
@@ -225,6 +228,7 @@ impl Server {
             if sleeps {
                 self.function.set_asleep(false);
             }
+            messages = woken.client || woken.listener;
             if woken.stop {
                 break;
             }
@@ -393,6 +397,7 @@ impl Server {
             stop: ready(&fds[0]),
             listener: ready(&fds[1]),
             plugs: ready(&fds[2]),
+            client: fds[3..others].iter().any(ready),
             hangup: fds[3..others].iter().any(hung_up),
             wire: fds[first_wire..].iter().any(ready),
         };
@@ -418,6 +423,8 @@ struct Woken {
     stop: bool,
     listener: bool,
     plugs: bool,
+    /// The client has said something.
+    client: bool,
     /// The client is gone; what it sent last does not matter, since the device is reset. Said together with a new client, so
     /// that one who comes after another's death is not turned away.
     hangup: bool,
