@@ -635,6 +635,15 @@ pub trait Nic: Send {
     /// update that was not answered yet. So updates of one entry keep their order, and the fate of each is known. The
     /// device learns of them at the next `kick`.
     fn submit(&mut self, updates: &[Update]) -> Result<usize, NicError>;
+    /// Queues the insert of an entry by the bytes that [`Nic::encode`] gave, as [`Nic::submit`] does: what was compared is what the
+    /// device gets. False: it was not taken, for the reasons there. The driver completes the bytes in place.
+    ///
+    /// # Errors
+    /// [`NicError::Invalid`] for a place that there is not, and bytes that are no entry of its table.
+    fn submit_encoded(&mut self, cookie: u64, id: EntryId, bytes: &mut [u8]) -> Result<bool, NicError> {
+        let entry = self.decode(id.table, bytes)?;
+        Ok(self.submit(&[Update::Insert { cookie, id, entry }])? == 1)
+    }
     /// Tells the device about everything queued: at most one doorbell.
     fn kick(&mut self) -> Result<(), NicError>;
     /// Takes completions and events that have come in. Deadlines are checked here too.

@@ -159,6 +159,7 @@ fn one(
         if !reached.contains(&id) {
             return Verdict::Refused(Refusal::of_nic(Cause::Recirc { id, why: RecircCause::NoParent }));
         }
+        scratch.clear();
         if let Some(Err(refusal)) = codec.map(|c| check(pipeline, c, flow, &plan, scratch)) {
             return Verdict::Refused(refusal);
         }

@@ -2,7 +2,7 @@
 //!
 //! No decision of lowering or raising depends on such a value, as long as no action touches its field: it is copied into the
 //! entry's key, and read from there. So of many flows of one form the first is lowered, raised and compared. For those after it
-//! the plan is that one's with their own values, and the comparison what is left of it: the entry that the encoded bytes mean
+//! the plan is that one's with their own values in place of the last one's, and the comparison what is left of it: the entry that the encoded bytes mean
 //! has the same mask, priority and actions, the same key but for the values, and the flow's own values where the capability
 //! records have their fields.
 
@@ -56,29 +56,18 @@ struct Known {
     rank: u16,
     excluded: Excluded,
     mask: Mask,
-    /// The key of the first flow without its values, and without bits outside the mask; and which bits are compared.
-    key: Key,
-    fixed: Key,
+    /// Words of a flow's key that have more than values: number, the first flow's bits that are none, and which bits these are.
+    fixed: SmallVec<[(u8, u64, u64); 8]>,
     actions: Vec<Action>,
-    /// The first flow's plan; its entry's key has no values.
+    /// The plan of the flow that was planned last, and its entry's key without the values.
     plan: Plan,
+    blank: SmallVec<[u8; 64]>,
     values: SmallVec<[Value; 8]>,
 }
 
 /// The forms, the one that was met last first.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Forms(Vec<Known>);
-
-/// A plan like this one: slices are copied whole, a clone goes byte by byte.
-fn copy(plan: &Plan) -> Plan {
-    let entry = |e: &Entry| Entry {
-        priority: e.priority,
-        key: SmallVec::from_slice(&e.key),
-        mask: SmallVec::from_slice(&e.mask),
-        actions: e.actions.clone(),
-    };
-    Plan { entries: plan.entries.iter().map(entry).collect(), ..*plan }
-}
 
 /// Fields that lowering copies as they are, if the flow has the headers.
 fn copied(flow: &Flow) -> SmallVec<[Field; 10]> {
@@ -125,29 +114,25 @@ impl Forms {
         self.0.clear();
     }
 
-    /// The plan of a flow of a known form. What it says is to be checked by [`Forms::check`].
-    pub(crate) fn plan(&mut self, flow: &Flow, rank: u16, excluded: Excluded) -> Option<Plan> {
+    /// The plan of a flow of a known form, encoded at the end of `bytes`, once what the bytes mean was compared with the flow. `None`:
+    /// the form is not known; or it is not the same, or cannot be encoded, and a plan that is made anew will say why.
+    pub(crate) fn plan<C: Codec + ?Sized>(
+        &mut self,
+        flow: &Flow,
+        rank: u16,
+        excluded: Excluded,
+        codec: &C,
+        bytes: &mut Vec<u8>,
+    ) -> Option<&Plan> {
         let n = self.0.iter().position(|known| known.is(flow, rank, excluded))?;
         self.0.swap(0, n);
-        let known = self.0.first()?;
-        let mut plan = copy(&known.plan);
-        let entry = plan.entries.first_mut()?;
-        known.values.iter().all(|v| write(&mut entry.key, &v.caps, v.of(flow))).then_some(plan)
-    }
-
-    /// Encodes a plan that [`Forms::plan`] gave just now, and compares what the bytes mean with the flow. False: it is not the
-    /// same, or cannot be encoded; [`crate::raise::check`] says why.
-    pub(crate) fn check<C: Codec + ?Sized>(
-        &self,
-        codec: &C,
-        flow: &Flow,
-        plan: &Plan,
-        bytes: &mut Vec<u8>,
-    ) -> bool {
-        bytes.clear();
-        let (Some(known), [entry]) = (self.0.first(), &plan.entries[..]) else { return false };
-        let decoded = codec.encode(plan.table, entry, bytes).and_then(|()| codec.decode(plan.table, bytes));
-        decoded.is_ok_and(|decoded| known.means(flow, plan, decoded))
+        let known = self.0.first_mut()?;
+        let start = bytes.len();
+        known.fill_in(flow)?;
+        let [entry] = &known.plan.entries[..] else { return None };
+        codec.encode(known.plan.table, entry, bytes).ok()?;
+        let decoded = codec.decode(known.plan.table, bytes.get(start..)?).ok()?;
+        known.means(flow, decoded).then_some(&known.plan)
     }
 
     /// Notes a plan that was checked in full.
@@ -176,8 +161,8 @@ impl Known {
         }
         let mut fields = copied(flow);
         without_touched(&flow.actions, &mut fields)?;
-        let mut plan = copy(plan);
-        let (mut rest, mut fixed) = (key.clone(), mask.0.clone());
+        let mut blank = plan.entries.first()?.key.clone();
+        let mut fixed = mask.0.clone();
         let mut values = SmallVec::new();
         for field in fields {
             if value_in(&mask.0, field) == 0 {
@@ -185,34 +170,41 @@ impl Known {
             }
             let caps = *field_of(table, field).filter(|caps| caps.width == field.width())?;
             put_field(&mut fixed, field, 0);
-            write(&mut plan.entries.first_mut()?.key, &caps, 0).then_some(())?;
+            write(&mut blank, &caps, 0).then_some(())?;
             values.push(Value { field, caps });
         }
-        rest.words_mut().iter_mut().zip(fixed.words()).for_each(|(word, bits)| *word &= bits);
-        let (mask, actions) = (mask.clone(), flow.actions.clone());
-        Some(Self { rank, excluded, mask, key: rest, fixed, actions, plan, values })
+        let words = key.words().iter().zip(fixed.words()).enumerate();
+        let fixed =
+            words.filter(|(_, (_, bits))| **bits != 0).map(|(n, (key, bits))| (n as u8, key & bits, *bits));
+        let fixed = fixed.collect();
+        let (mask, actions, plan) = (mask.clone(), flow.actions.clone(), plan.clone());
+        Some(Self { rank, excluded, mask, fixed, actions, plan, blank, values })
     }
 
     fn is(&self, flow: &Flow, rank: u16, excluded: Excluded) -> bool {
-        let words = flow.matching.key.words().iter().zip(self.key.words()).zip(self.fixed.words());
+        let words = flow.matching.key.words();
+        let same = |(n, key, bits): &(u8, u64, u64)| words[usize::from(*n)] & bits == *key;
         rank == self.rank
             && excluded == self.excluded
+            && self.fixed.iter().all(same)
             && flow.matching.mask == self.mask
-            && words.fold(0, |differ, ((a, b), bits)| differ | (a ^ b) & bits) == 0
             && flow.actions == self.actions
     }
 
+    /// Gives the plan's entry the values of a flow.
+    fn fill_in(&mut self, flow: &Flow) -> Option<()> {
+        let key = &mut self.plan.entries.first_mut()?.key;
+        self.values.iter().all(|v| write(key, &v.caps, v.of(flow))).then_some(())
+    }
+
     /// True if the entry that the bytes of a plan of this form mean is the flow.
-    fn means(&self, flow: &Flow, plan: &Plan, mut decoded: Entry) -> bool {
+    fn means(&self, flow: &Flow, mut decoded: Entry) -> bool {
         let [entry] = &self.plan.entries[..] else { return false };
-        let same = plan.table == self.plan.table
-            && (decoded.priority, &decoded.mask, &decoded.actions)
-                == (entry.priority, &entry.mask, &entry.actions);
-        same && self
-            .values
-            .iter()
-            .all(|v| read(&decoded.key, &v.caps) == Some(v.of(flow)) && write(&mut decoded.key, &v.caps, 0))
-            && decoded.key == entry.key
+        (decoded.priority, &decoded.mask, &decoded.actions) == (entry.priority, &entry.mask, &entry.actions)
+            && self.values.iter().all(|v| {
+                read(&decoded.key, &v.caps) == Some(v.of(flow)) && write(&mut decoded.key, &v.caps, 0)
+            })
+            && decoded.key == self.blank
     }
 }
 

@@ -16,6 +16,7 @@ use flowlift_driver::nic::{
 use flowlift_flow::action::{TnlHeader, TnlPush, VxlanHeader};
 use flowlift_flow::key::{VLAN_CFI, VLAN_MAX, eth_type, ip_proto};
 use flowlift_flow::{Action, AttrSet, Flow, Header, Key, Mask, Match, PortNo};
+use smallvec::SmallVec;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The driver's encoder and decoder: all of a [`Nic`] that lowering needs.
@@ -361,18 +362,21 @@ pub fn compare(
     if does == asked { Ok(raised) } else { Err(Difference::Actions) }
 }
 
+/// Lengths of encoded entries that lie one after the other.
+pub type Lengths = SmallVec<[usize; 1]>;
+
 /// Checks a plan before it is installed: each entry is encoded by the driver, decoded again, raised and compared.
-/// The bytes of all entries are left in `bytes`.
+/// The bytes of all entries are appended to `bytes`, and their lengths returned.
 pub fn check<C: Codec + ?Sized>(
     pipeline: &Pipeline,
     codec: &C,
     flow: &Flow,
     plan: &Plan,
     bytes: &mut Vec<u8>,
-) -> Result<(), Refusal> {
+) -> Result<Lengths, Refusal> {
     let table = pipeline.table(plan.table).map(Into::into);
     let bug = |d| Refusal { cause: Cause::LoweringBug(d), table };
-    bytes.clear();
+    let mut lengths = Lengths::new();
     for entry in &plan.entries {
         let start = bytes.len();
         codec.encode(plan.table, entry, bytes).map_err(|e| match e {
@@ -389,6 +393,7 @@ pub fn check<C: Codec + ?Sized>(
         if raised.goto != plan.goto.map(|(_, stage)| stage) || decoded.priority != entry.priority {
             return Err(bug(Difference::Actions));
         }
+        lengths.push(bytes.len() - start);
     }
-    Ok(())
+    Ok(lengths)
 }

@@ -10,7 +10,7 @@ use super::caps::{Identity, TableInfo, field_code, field_of};
 use super::wire::{COMMAND_MAX, CommandHeader, PAYLOAD, SLOT, UNIT, action, op, parse};
 use crate::nic::{ActionKind, Entry, Field, FieldValue, NicAction, NicPort, Stage, TableKind};
 use smallvec::SmallVec;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Shortest frame that truncation leaves, in bytes.
 const TRUNC_MIN: u32 = 14;
@@ -211,14 +211,31 @@ fn slots(len: usize, id: &Identity) -> Result<usize, String> {
     if slots > max { Err(format!("a command of {slots} slots of {max}")) } else { Ok(slots) }
 }
 
-/// Encodes INSERT; returns the command's length in bytes. The cookie is left 0. `out` may be dirty.
+/// Bytes that INSERT of an entry takes at most, whole slots.
+pub(crate) fn insert_room(entry: &Entry) -> usize {
+    let units = |a: &NicAction| match a {
+        // With the output that they are for.
+        NicAction::Trunc(_) => 0,
+        // Value and mask have units of their own.
+        NicAction::SetField { field, .. } if field.width() == 128 => 3,
+        NicAction::VxlanEncap(_) => vxlan::RECORD,
+        _ => 1,
+    };
+    let units: usize = entry.actions.iter().map(units).sum();
+    (PAYLOAD + entry.key.len() + entry.mask.len() + units * UNIT).next_multiple_of(SLOT)
+}
+
+/// Encodes INSERT; returns the command's length in bytes. The cookie is left 0. `out` may be dirty, and has [`insert_room`].
 pub(crate) fn encode_insert(
     table: &TableInfo,
     id: &Identity,
     (index, generation): (u32, u32),
     entry: &Entry,
-    out: &mut [u8; COMMAND_MAX],
+    out: &mut [u8],
 ) -> Result<usize, String> {
+    if out.len() < insert_room(entry) {
+        return Err(format!("an insert of {} bytes", insert_room(entry)));
+    }
     check_match(table, entry)?;
     let n = entry.key.len();
     let actions_at = PAYLOAD + 2 * n;
@@ -240,6 +257,26 @@ pub(crate) fn encode_insert(
     out[PAYLOAD + n..actions_at].copy_from_slice(&entry.mask);
     out[actions_at + units * UNIT..len].fill(0);
     Ok(len)
+}
+
+/// Gives an INSERT that was encoded for no place in particular its place and generation.
+pub(crate) fn complete_insert(
+    table: &TableInfo,
+    (index, generation): (u32, u32),
+    command: &mut [u8],
+) -> Result<(), String> {
+    let len = command.len();
+    match CommandHeader::mut_from_prefix(command) {
+        Ok((h, _))
+            if h.opcode == op::INSERT
+                && h.table.get() == table.caps.id.0
+                && usize::from(h.slots) * SLOT == len =>
+        {
+            (h.entry, h.generation) = (index.into(), generation.into());
+            Ok(())
+        }
+        _ => Err(format!("{len} bytes are no insert into table {}", table.caps.id.0)),
+    }
 }
 
 /// Encodes REPLACE; as [`encode_insert`]. Key and mask stay on our side.

@@ -410,7 +410,7 @@ impl Fl1 {
         | Update::Delete { cookie, id }) = update;
         let (cookie, id) = (*cookie, *id);
         let at = self.entry_table(id)?;
-        let Some(table) = self.tables.get_mut(at) else { return Ok(false) };
+        let Some(table) = self.tables.get(at) else { return Ok(false) };
         if self.admin.room() == 0 || table.is_busy(id.index) {
             return Ok(false);
         }
@@ -418,7 +418,7 @@ impl Fl1 {
         let (task, encoded) = match update {
             Update::Insert { entry, .. } => (
                 Task::Insert(id, place.1),
-                codec::encode_insert(&table.info, &self.id, place, entry, &mut self.command),
+                codec::encode_insert(&table.info, &self.id, place, entry, &mut self.command[..]),
             ),
             Update::Replace { entry, .. } => (
                 Task::Replace(id, place.1),
@@ -435,14 +435,39 @@ impl Fl1 {
         if !self.admin.push(&self.memory.to_device, &mut self.command[..len], task, cookie, 0)? {
             return Ok(false);
         }
+        self.submitted(at, id.index, was_open);
+        Ok(true)
+    }
+
+    /// Puts an insert that is encoded into the ring; as [`Fl1::submit_one`].
+    fn insert_encoded(&mut self, cookie: u64, id: EntryId, bytes: &mut [u8]) -> Result<bool, NicError> {
+        let at = self.entry_table(id)?;
+        let Some(table) = self.tables.get(at) else { return Ok(false) };
+        if self.admin.room() == 0 || table.is_busy(id.index) {
+            return Ok(false);
+        }
+        let generation = self.next_generation;
+        codec::complete_insert(&table.info, (id.index, generation), bytes).map_err(NicError::Invalid)?;
+        let was_open = self.admin.open() > 0;
+        let task = Task::Insert(id, generation);
+        if !self.admin.push(&self.memory.to_device, bytes, task, cookie, 0)? {
+            return Ok(false);
+        }
+        self.submitted(at, id.index, was_open);
+        Ok(true)
+    }
+
+    /// Notes that an update is in the ring.
+    fn submitted(&mut self, table: usize, index: u32, was_open: bool) {
         if !was_open {
             self.health.progress_at = self.config.platform.now_ns();
         }
-        table.set_busy(id.index, true);
+        if let Some(table) = self.tables.get_mut(table) {
+            table.set_busy(index, true);
+        }
         // 0 means "no entry", so it is no generation.
         self.next_generation = self.next_generation.checked_add(1).unwrap_or(1);
         self.stats.updates += 1;
-        Ok(true)
     }
 }
 
@@ -467,6 +492,12 @@ impl Nic for Fl1 {
             }
         }
         Ok(updates.len())
+    }
+
+    fn submit_encoded(&mut self, cookie: u64, id: EntryId, bytes: &mut [u8]) -> Result<bool, NicError> {
+        self.usable()?;
+        let taken = self.insert_encoded(cookie, id, bytes);
+        self.note(taken)
     }
 
     fn kick(&mut self) -> Result<(), NicError> {
@@ -504,11 +535,11 @@ impl Nic for Fl1 {
 
     fn encode(&self, table: TableId, entry: &Entry, out: &mut Vec<u8>) -> Result<(), NicError> {
         let t = self.table(table).ok_or_else(|| NicError::Invalid(format!("table {}", table.0)))?;
-        let mut command = [0; COMMAND_MAX];
-        let len = codec::encode_insert(&t.info, &self.id, (0, 0), entry, &mut command)
-            .map_err(NicError::Invalid)?;
-        out.extend_from_slice(&command[..len]);
-        Ok(())
+        let at = out.len();
+        out.resize(at + codec::insert_room(entry), 0);
+        let encoded = codec::encode_insert(&t.info, &self.id, (0, 0), entry, &mut out[at..]);
+        out.truncate(at + encoded.as_ref().map_or(0, |len| *len));
+        encoded.map(|_| ()).map_err(NicError::Invalid)
     }
 
     fn decode(&self, table: TableId, bytes: &[u8]) -> Result<Entry, NicError> {

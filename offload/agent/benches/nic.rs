@@ -58,6 +58,7 @@ fn lowering_with_raise_and_compare(bencher: Bencher) {
     let codec: &dyn Codec = &card.nic;
     bencher.bench_local(|| {
         let plan = lower(&pipeline, &recirc, black_box(&flow), Excluded::default()).unwrap();
+        bytes.clear();
         raise::check(&pipeline, codec, &flow, &plan, &mut bytes).unwrap();
         plan
     });

@@ -13,7 +13,9 @@
 //! - No decision depends on the order of a hash map or on a clock of its own: a run replays from its inputs.
 
 mod complete;
+mod outbox;
 mod places;
+mod prints;
 mod reconcile;
 mod slot;
 mod work;
@@ -26,10 +28,12 @@ use crate::placement::{Busiest, Placement};
 use crate::ports::PortMap;
 use crate::recirc::{Hop, RecircGraph, hop, recirc_id};
 use flowlift_driver::nic::{
-    EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicState, TableId, Update, UpdateResult,
+    EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicState, TableId, UpdateResult,
 };
 use flowlift_flow::Flow;
+use outbox::Outbox;
 use places::PlaceMap;
+use prints::Prints;
 use slot::{Op, Slot};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -119,7 +123,7 @@ pub struct Planner {
     queue: VecDeque<FlowId>,
     places: PlaceMap,
     /// Updates that the device has not taken yet.
-    outbox: VecDeque<Update>,
+    outbox: Outbox,
     /// Flows by the recirculation ID that they match, if not 0, and by the one that they give.
     by_recirc: BTreeMap<u32, BTreeSet<FlowId>>,
     by_hop: BTreeMap<u32, BTreeSet<FlowId>>,
@@ -149,7 +153,7 @@ pub struct Planner {
     last_error: Option<NicError>,
     results: Vec<UpdateResult>,
     events: Vec<NicEvent>,
-    bytes: Vec<u8>,
+    prints: Prints,
     /// Forms of the flows that were planned of late.
     forms: Forms,
     /// The flow that was planned last: the next one takes its memory.
@@ -169,7 +173,7 @@ impl Planner {
             slots: Vec::new(),
             queue: VecDeque::new(),
             places: PlaceMap::new(pipeline.caps()),
-            outbox: VecDeque::new(),
+            outbox: Outbox::default(),
             by_recirc: BTreeMap::new(),
             by_hop: BTreeMap::new(),
             ways: BTreeMap::new(),
@@ -191,7 +195,7 @@ impl Planner {
             last_error: None,
             results: Vec::new(),
             events: Vec::new(),
-            bytes: Vec::new(),
+            prints: Prints::default(),
             forms: Forms::default(),
             flow: None,
             pipeline,
@@ -354,6 +358,11 @@ impl Planner {
     /// True if nothing is queued and no answer is awaited.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.outbox.is_empty() && self.unknown_since.is_none() && self.under_way == 0
+    }
+
+    /// Flows that wait to be planned, and updates that the device has not taken yet.
+    pub fn backlog(&self) -> usize {
+        self.queue.len() + self.outbox.len()
     }
 
     /// Takes completions and events, plans what changed, hands updates to the device. Never blocks; call it often.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::placement::Busiest;
 use crate::testing::{FakeNic, caps, flow, ports};
-use flowlift_driver::nic::{EntryCounters, NicEvent, UpdateStatus};
+use flowlift_driver::nic::{EntryCounters, NicEvent, Update, UpdateStatus};
 use std::collections::BTreeMap;
 
 const SECOND: u64 = 1_000_000_000;

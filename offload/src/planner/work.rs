@@ -2,15 +2,14 @@
 
 use super::slot::{After, Op, Places};
 use super::{FlowId, FlowSource, Planner, Reason};
-use crate::lower::{Excluded, Plan, lower_ranked};
+use crate::lower::{Excluded, lower_ranked};
 use crate::placement::Candidate;
-use crate::raise::check;
+use crate::raise::{Lengths, check};
 use crate::refusal::{Cause, Limit, RecircCause, Refusal, TableRef};
 use flowlift_driver::nic::{
-    EntryCounters, EntryId, Nic, NicError, TableId, Update, UpdateResult, UpdateStatus,
+    Entry, EntryCounters, EntryId, Nic, NicError, TableId, Update, UpdateResult, UpdateStatus,
 };
 use flowlift_flow::Flow;
-use std::hash::{DefaultHasher, Hasher};
 use std::ops::Bound;
 
 /// Candidates of each kind that a placement round looks at, per table.
@@ -24,6 +23,27 @@ pub(super) fn cookie(id: FlowId, generation: u16, part: usize) -> u64 {
 /// Parts of a cookie.
 pub(super) fn parts_of(cookie: u64) -> (FlowId, u16, u32) {
     (FlowId(cookie as u32), (cookie >> 32) as u16, (cookie >> 48) as u32)
+}
+
+/// A flow that was lowered, encoded and compared; its bytes are the outbox's draft.
+struct Ready {
+    table: TableId,
+    /// Lengths of its entries' bytes.
+    lengths: Lengths,
+    /// Fingerprints, see [`Prints::of`](super::prints::Prints::of).
+    prints: (u64, u64),
+}
+
+impl Ready {
+    /// Its entries; `None` if the bytes mean none, which was looked at before.
+    fn entries(&self, mut bytes: &[u8], nic: &dyn Nic) -> Option<Vec<Entry>> {
+        let next = |len: &usize| {
+            let (entry, rest) = bytes.split_at_checked(*len)?;
+            bytes = rest;
+            nic.decode(self.table, entry).ok()
+        };
+        self.lengths.iter().map(next).collect()
+    }
 }
 
 impl Planner {
@@ -64,12 +84,8 @@ impl Planner {
         // What the device said of a table that it would not take this flow into.
         let mut full = slot.reason().filter(|r| matches!(r, Reason::TableFull(_) | Reason::MasksFull(_)));
         loop {
-            let known = self.forms.plan(flow, rank, excluded);
-            let is_known = known.is_some();
-            let lowered =
-                known.map_or_else(|| lower_ranked(&self.pipeline, &self.graph, flow, rank, excluded), Ok);
-            let plan = match lowered {
-                Ok(plan) => plan,
+            let ready = match self.prepare(flow, recirc, rank, excluded, nic) {
+                Ok(ready) => ready,
                 Err(Refusal { cause: Cause::Limit(Limit::Full), .. }) if full.is_some() => {
                     let reason = full.unwrap_or(Reason::Queued);
                     let table = match reason {
@@ -78,36 +94,20 @@ impl Planner {
                     };
                     return self.keep_in_software(id, reason, table);
                 }
-                Err(refusal) => return self.keep_in_software(id, Reason::Refused(refusal), None),
+                Err(refusal) => {
+                    self.stats.lowering_bugs += u64::from(matches!(refusal.cause, Cause::LoweringBug(_)));
+                    return self.keep_in_software(id, Reason::Refused(refusal), None);
+                }
             };
-            if recirc != 0 && !self.ways.contains_key(&recirc) {
-                let cause = Cause::Recirc { id: recirc, why: RecircCause::NoParent };
-                return self.keep_in_software(id, Reason::Refused(Refusal::of_nic(cause)), None);
-            }
-            let mut bytes = std::mem::take(&mut self.bytes);
-            let checked = if is_known && self.forms.check(nic, flow, &plan, &mut bytes) {
-                Ok(())
-            } else {
-                check(&self.pipeline, nic, flow, &plan, &mut bytes)
-            };
-            let prints = (place_print(&plan), whole_print(plan.table, &bytes));
-            self.bytes = bytes;
-            if let Err(refusal) = checked {
-                self.stats.lowering_bugs += u64::from(matches!(refusal.cause, Cause::LoweringBug(_)));
-                return self.keep_in_software(id, Reason::Refused(refusal), None);
-            }
-            if !is_known {
-                self.forms.learn(&self.pipeline, flow, rank, excluded, &plan);
-            }
             if self.slot(id).is_some_and(|s| s.installed != 0) {
-                return self.change(id, plan, prints);
+                return self.change(id, &ready, nic);
             }
-            match self.take_places(id, &plan) {
-                Some(places) => return self.insert(id, plan, places, prints, nic),
+            match self.take_places(id, &ready) {
+                Some(places) => return self.insert(id, &ready, places, nic),
                 None => {
-                    full = Some(Reason::TableFull(self.table_ref(plan.table)));
-                    if !excluded.insert(&self.pipeline, plan.table) {
-                        return self.keep_in_software(id, full.unwrap_or(Reason::Queued), Some(plan.table));
+                    full = Some(Reason::TableFull(self.table_ref(ready.table)));
+                    if !excluded.insert(&self.pipeline, ready.table) {
+                        return self.keep_in_software(id, full.unwrap_or(Reason::Queued), Some(ready.table));
                     }
                     if let Some(slot) = self.slot_mut(id) {
                         slot.excluded = excluded.0;
@@ -117,39 +117,62 @@ impl Planner {
         }
     }
 
-    /// The flow is in hardware: its entries stay, change in one step, or go.
-    fn change(&mut self, id: FlowId, plan: Plan, (matched, whole): (u64, u64)) {
-        let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
-        if slot.matched != matched
-            || slot.table != plan.table
-            || slot.places.as_slice().len() != plan.entries.len()
-        {
-            slot.set_reason(Reason::Rewriting);
-            return self.delete(id, After::Plan);
+    /// Lowers a flow, and encodes and compares what came of it. The bytes are the outbox's draft.
+    fn prepare(
+        &mut self,
+        flow: &Flow,
+        recirc: u32,
+        rank: u16,
+        excluded: Excluded,
+        nic: &dyn Nic,
+    ) -> Result<Ready, Refusal> {
+        let bytes = self.outbox.draft();
+        if let Some(plan) = self.forms.plan(flow, rank, excluded, nic, bytes) {
+            let bytes = self.outbox.drafted();
+            let lengths = Lengths::from_buf([bytes.len()]);
+            return Ok(Ready { table: plan.table, lengths, prints: self.prints.of(plan, bytes) });
         }
-        if slot.whole == whole {
+        let plan = lower_ranked(&self.pipeline, &self.graph, flow, rank, excluded)?;
+        if recirc != 0 && !self.ways.contains_key(&recirc) {
+            return Err(Refusal::of_nic(Cause::Recirc { id: recirc, why: RecircCause::NoParent }));
+        }
+        let lengths = check(&self.pipeline, nic, flow, &plan, self.outbox.draft())?;
+        self.forms.learn(&self.pipeline, flow, rank, excluded, &plan);
+        Ok(Ready { table: plan.table, lengths, prints: self.prints.of(&plan, self.outbox.drafted()) })
+    }
+
+    /// The flow is in hardware: its entries stay, change in one step, or go.
+    fn change(&mut self, id: FlowId, ready: &Ready, nic: &dyn Nic) {
+        let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
+        let (matched, whole) = ready.prints;
+        let same_places = slot.matched == matched
+            && slot.table == ready.table
+            && slot.places.as_slice().len() == ready.lengths.len();
+        if same_places && slot.whole == whole {
             return self.set_leads(id, true);
         }
+        let entries = ready.entries(self.outbox.drafted(), nic);
+        let Some(entries) = entries.filter(|_| same_places) else {
+            slot.set_reason(Reason::Rewriting);
+            return self.delete(id, After::Plan);
+        };
         slot.whole = whole;
         slot.op = Op::Replace;
         self.under_way += 1;
         slot.generation = slot.generation.wrapping_add(1);
         (slot.pending, slot.failed) = (slot.installed, None);
         let (table, generation) = (slot.table, slot.generation);
-        let places = slot.places.as_slice().iter().zip(plan.entries).enumerate();
+        let places = slot.places.as_slice().iter().zip(entries).enumerate();
         for (part, (index, entry)) in places {
             let entry_id = EntryId { table, index: *index };
-            self.outbox.push_back(Update::Replace {
-                cookie: cookie(id, generation, part),
-                id: entry_id,
-                entry,
-            });
+            let cookie = cookie(id, generation, part);
+            self.outbox.replace(Update::Replace { cookie, id: entry_id, entry });
         }
     }
 
-    fn take_places(&mut self, id: FlowId, plan: &Plan) -> Option<Places> {
+    fn take_places(&mut self, id: FlowId, plan: &Ready) -> Option<Places> {
         let mut taken = smallvec::SmallVec::<[u32; 1]>::new();
-        for _ in &plan.entries {
+        for _ in &plan.lengths {
             match self.places.take(plan.table, id) {
                 Some(index) => taken.push(index),
                 None => {
@@ -163,14 +186,7 @@ impl Planner {
         Some(Places::from(&taken[..]))
     }
 
-    fn insert(
-        &mut self,
-        id: FlowId,
-        plan: Plan,
-        places: Places,
-        (matched, whole): (u64, u64),
-        nic: &dyn Nic,
-    ) {
+    fn insert(&mut self, id: FlowId, plan: &Ready, places: Places, nic: &dyn Nic) {
         self.set_waits(id, false);
         let counted = self.pipeline.table(plan.table).is_some_and(|t| t.counters.complete());
         let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
@@ -178,27 +194,22 @@ impl Planner {
         slot.op = Op::Insert;
         self.under_way += 1;
         slot.generation = slot.generation.wrapping_add(1);
-        slot.pending = (0..plan.entries.len()).fold(0, |bits, n| bits | 1 << n);
+        slot.pending = (0..plan.lengths.len()).fold(0, |bits, n| bits | 1 << n);
         (slot.failed, slot.evicted, slot.table) = (None, false, plan.table);
-        (slot.matched, slot.whole) = (matched, whole);
+        (slot.matched, slot.whole) = plan.prints;
         // A reason of before, such as a full table, still says why software has it.
         if let Some(Reason::Refused(_)) = slot.reason() {
             slot.set_reason(Reason::Queued);
         }
         slot.places = places;
         let generation = slot.generation;
-        for (part, entry) in plan.entries.into_iter().enumerate() {
-            let Some(index) = slot.places.as_slice().get(part) else { break };
+        for (part, (index, len)) in slot.places.as_slice().iter().zip(&plan.lengths).enumerate() {
             let entry_id = EntryId { table: plan.table, index: *index };
             let left = nic.counters(entry_id);
             if left != EntryCounters::default() {
                 self.leftovers.insert(entry_id, left);
             }
-            self.outbox.push_back(Update::Insert {
-                cookie: cookie(id, generation, part),
-                id: entry_id,
-                entry,
-            });
+            self.outbox.insert(cookie(id, generation, part), entry_id, *len);
         }
     }
 
@@ -216,7 +227,7 @@ impl Planner {
             slot.places.as_slice().iter().enumerate().filter(|(n, _)| installed >> n & 1 != 0)
         {
             let entry_id = EntryId { table, index: *index };
-            self.outbox.push_back(Update::Delete { cookie: cookie(id, generation, part), id: entry_id });
+            self.outbox.delete(cookie(id, generation, part), entry_id);
         }
     }
 
@@ -247,50 +258,28 @@ impl Planner {
 
     /// Hands queued updates to the device. False if it took no more.
     pub(super) fn submit(&mut self, nic: &mut dyn Nic) -> bool {
-        let updates = self.outbox.make_contiguous();
-        let taken = match nic.submit(updates) {
-            Ok(n) => n.min(updates.len()),
-            Err(NicError::Invalid(why)) if !updates.is_empty() => {
-                self.error(NicError::Invalid(why));
-                return self.submit_one(nic);
+        let mut any = false;
+        while !self.outbox.is_empty() {
+            match self.outbox.submit(nic) {
+                Ok(true) => any = true,
+                Ok(false) => break,
+                Err(NicError::Invalid(why)) => {
+                    self.error(NicError::Invalid(why));
+                    let Some(cookie) = self.outbox.pop() else { break };
+                    let status = UpdateStatus::Rejected(u16::MAX);
+                    self.completed(UpdateResult { cookie, status, counters: None }, nic, self.round_due_ns);
+                }
+                Err(error) => {
+                    self.error(error);
+                    return false;
+                }
             }
-            Err(error) => {
-                self.error(error);
-                return false;
-            }
-        };
-        let all = taken == self.outbox.len();
-        self.outbox.drain(..taken);
-        if taken > 0
-            && let Err(error) = nic.kick()
-        {
+        }
+        if any && let Err(error) = nic.kick() {
             self.error(error);
             return false;
         }
-        all
-    }
-
-    /// One update of a batch is invalid, and it is not said which: the first is tried alone, and counts as refused if
-    /// it is the one.
-    fn submit_one(&mut self, nic: &mut dyn Nic) -> bool {
-        let Some(update) = self.outbox.pop_front() else { return false };
-        let cookie = match &update {
-            Update::Insert { cookie, .. }
-            | Update::Replace { cookie, .. }
-            | Update::Delete { cookie, .. } => *cookie,
-        };
-        match nic.submit(std::slice::from_ref(&update)) {
-            Ok(1) => nic.kick().is_ok(),
-            Err(NicError::Invalid(_)) => {
-                let status = UpdateStatus::Rejected(u16::MAX);
-                self.completed(UpdateResult { cookie, status, counters: None }, nic, self.round_due_ns);
-                true
-            }
-            _ => {
-                self.outbox.push_front(update);
-                false
-            }
-        }
+        self.outbox.is_empty()
     }
 
     /// Looks at the full tables when it is time, and lets busy flows change places with idle ones.
@@ -385,24 +374,4 @@ impl Planner {
         }
         flows.into_iter().filter_map(|id| self.candidate(id, nic, source, now_ns)).collect()
     }
-}
-
-/// Fingerprint of table, keys and masks.
-fn place_print(plan: &Plan) -> u64 {
-    let mut h = DefaultHasher::new();
-    h.write_u16(plan.table.0);
-    for e in &plan.entries {
-        h.write_u16(e.priority);
-        h.write(&e.key);
-        h.write(&e.mask);
-    }
-    h.finish()
-}
-
-/// Fingerprint of everything, as the driver encodes it.
-fn whole_print(table: TableId, bytes: &[u8]) -> u64 {
-    let mut h = DefaultHasher::new();
-    h.write_u16(table.0);
-    h.write(bytes);
-    h.finish()
 }

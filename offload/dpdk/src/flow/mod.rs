@@ -11,7 +11,7 @@ pub mod table;
 use crate::ethdev::{Adapter, adapter};
 use crate::guard::guarded;
 use crate::nic::Desk;
-use crate::nic::delivery::Deliveries;
+use crate::nic::delivery::Held;
 use crate::nic::room::Taking;
 use crate::nic::rules::{Rule, Shape, values};
 use crate::rule::action::{FlowActions, to_actions};
@@ -27,9 +27,9 @@ use forms::{Asked, Forms};
 use std::cell::RefCell;
 use std::ffi::{CString, c_int, c_void};
 use std::ptr::null;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLockWriteGuard};
-use table::Handle;
+use table::{Handle, NotAdded};
 
 /// The operations.
 pub(crate) static OPS: sys::rte_flow_ops = sys::rte_flow_ops {
@@ -173,7 +173,7 @@ impl read::Ports for Ports<'_> {
     }
 }
 
-/// Decides over a rule, and takes what it needs: room, its delivery, its jump. [`give_back`] undoes that.
+/// Decides over a rule, and takes what it needs: room, and its jump. [`give_back`] undoes that.
 ///
 /// # Safety
 /// As for [`operate`].
@@ -209,7 +209,7 @@ unsafe fn decide(a: &Adapter, given: Given, forms: &mut Forms) -> Result<Rule, R
     let asked = Asked { rank, queues, actions: &actions };
     if attr.group == 0
         && let Some((shape, values)) = forms.find(&items, asked)
-        && take_again(a, shape)
+        && a.nic.desk().room.take_again(shape.room)
     {
         return Ok(Rule::new(Arc::clone(shape), values, a.nic.prints()));
     }
@@ -220,14 +220,15 @@ unsafe fn decide(a: &Adapter, given: Given, forms: &mut Forms) -> Result<Rule, R
     let mut flow = Flow { ufid: None, matching, actions: list };
     let taken = take_room(a, &mut a.nic.desk(), &flow, rank, jump);
     let (room, first) = taken.map_err(|r| Refusal::of_planner(&r, &places))?;
-    let id = delivery.as_ref().map(|delivery| deliveries(a).take(delivery));
-    if let Some(None) = id {
-        leave(&mut a.nic.desk(), room, jump);
-        return Err(Refusal::at_all(refusal::NO_ROOM, "too many different marks and queues"));
-    }
-    let delivery = id.flatten();
-    if let (Some(id), Some(last)) = (delivery, flow.actions.last_mut()) {
-        *last = Action::Recirc(id);
+    let delivery = match delivery.map(|delivery| Held::take(a.nic.deliveries(), &delivery)) {
+        Some(None) => {
+            leave(&mut a.nic.desk(), room, jump);
+            return Err(Refusal::at_all(refusal::NO_ROOM, "too many different marks and queues"));
+        }
+        held => held.flatten(),
+    };
+    if let (Some(delivery), Some(last)) = (&delivery, flow.actions.last_mut()) {
+        *last = Action::Recirc(delivery.id());
     }
     let prints = a.nic.prints();
     let shape = Arc::new(Shape::new(&flow.matching, (flow.actions, delivery), rank, count, room, prints));
@@ -238,28 +239,9 @@ unsafe fn decide(a: &Adapter, given: Given, forms: &mut Forms) -> Result<Rule, R
     Ok(Rule::new(shape, values, prints))
 }
 
-fn deliveries(a: &Adapter) -> RwLockWriteGuard<'_, Deliveries> {
-    a.nic.deliveries().write().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Takes for a rule of a known form what it needs; false: something is not to be had, and the rule is decided over anew.
-fn take_again(a: &Adapter, shape: &Shape) -> bool {
-    if !shape.delivery.is_none_or(|id| deliveries(a).take_again(id)) {
-        return false;
-    }
-    let room = a.nic.desk().room.take_again(shape.room);
-    if let (false, Some(id)) = (room, shape.delivery) {
-        deliveries(a).give(id);
-    }
-    room
-}
-
 /// Gives back what a rule took that was never put.
 fn give_back(a: &Adapter, shape: &Shape) {
     leave(&mut a.nic.desk(), shape.room, shape.jump());
-    if let Some(id) = shape.delivery {
-        deliveries(a).give(id);
-    }
 }
 
 /// Room in the first table that takes the flow and is not full; and whether it is the first that takes it at all.
@@ -307,9 +289,9 @@ fn leave(desk: &mut Desk, room: Taking, jump: Option<Hop>) {
     jump_no_more(desk, jump);
 }
 
-/// Gives back what a rule took, and has it leave the hardware. Its delivery is given back once it has.
+/// Gives back what a rule took, and has it leave the hardware.
 pub(crate) fn let_go(a: &Adapter, rule: Arc<Rule>) {
-    leave(&mut a.nic.desk(), rule.shape.room, rule.shape.jump());
+    give_back(a, &rule.shape);
     a.nic.remove(rule);
 }
 
@@ -356,17 +338,17 @@ unsafe extern "C" fn create(
             |_| std::ptr::null_mut(),
             |a| {
                 let mut flows = a.flows();
-                let rule = decide(a, given, &mut flows.forms)?;
-                if flows.has_same(&rule) {
+                let rule = Arc::new(decide(a, given, &mut flows.forms)?);
+                let handle = flows.insert(&rule).map_err(|why| {
                     give_back(a, &rule.shape);
-                    let message = "a rule with the same pattern and priority is there";
-                    return Err(Refusal::at_all(refusal::EXISTS, message));
-                }
-                let rule = Arc::new(rule);
-                let Some(handle) = flows.insert(Arc::clone(&rule)) else {
-                    give_back(a, &rule.shape);
-                    return Err(Refusal::at_all(refusal::NO_ROOM, "too many rules"));
-                };
+                    match why {
+                        NotAdded::Exists => {
+                            let message = "a rule with the same pattern and priority is there";
+                            Refusal::at_all(refusal::EXISTS, message)
+                        }
+                        NotAdded::Full => Refusal::at_all(refusal::NO_ROOM, "too many rules"),
+                    }
+                })?;
                 // With the rules still held: whoever destroys this one does so after it was put.
                 a.nic.put(rule);
                 Ok(std::ptr::without_provenance_mut(handle.0 as usize))

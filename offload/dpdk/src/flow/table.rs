@@ -5,6 +5,8 @@
 
 use super::forms::Forms;
 use crate::nic::rules::Rule;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use std::sync::Arc;
 
 #[derive(Default)]
@@ -18,8 +20,8 @@ struct Place {
 pub struct FlowTable {
     places: Vec<Place>,
     free: Vec<u32>,
-    /// Place of the rule with a fingerprint.
-    by_print: hashbrown::HashMap<u64, u32>,
+    /// Rules by their matches. Small, as a million of them are searched at random: half of the fingerprint, and the place.
+    by_match: HashTable<(u32, u32)>,
     /// What was decided over rules like those that come.
     pub(crate) forms: Forms,
 }
@@ -39,27 +41,49 @@ impl Handle {
     }
 }
 
-impl FlowTable {
-    /// True if a rule with the same match and priority is there.
-    pub fn has_same(&self, rule: &Rule) -> bool {
-        let place = self.by_print.get(&rule.print).and_then(|n| self.places.get(*n as usize));
-        place.and_then(|p| p.rule.as_ref()).is_some_and(|other| other.same_match(rule))
-    }
+/// Why a rule was not added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAdded {
+    /// A rule with the same match and priority is there.
+    Exists,
+    /// There are too many.
+    Full,
+}
 
-    /// Adds a rule; `None` if there are too many.
-    pub fn insert(&mut self, rule: Arc<Rule>) -> Option<Handle> {
+/// Half of a rule's fingerprint.
+fn tag(rule: &Rule) -> u32 {
+    (rule.print >> 32) as u32
+}
+
+/// The hash of a tag: all of its bits at both ends, of which a table uses some.
+fn hash(tag: u32) -> u64 {
+    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl FlowTable {
+    /// Adds a rule.
+    ///
+    /// # Errors
+    /// See [`NotAdded`].
+    pub fn insert(&mut self, rule: &Arc<Rule>) -> Result<Handle, NotAdded> {
+        let tag = tag(rule);
+        let of = |n: u32| self.places.get(n as usize).and_then(|p| p.rule.as_ref());
+        let same = |(t, n): &(u32, u32)| *t == tag && of(*n).is_some_and(|other| other.same_match(rule));
+        let Entry::Vacant(vacant) = self.by_match.entry(hash(tag), same, |(tag, _)| hash(*tag)) else {
+            return Err(NotAdded::Exists);
+        };
         let n = match self.free.pop() {
             Some(n) => n,
             None => {
-                let n = u32::try_from(self.places.len()).ok().filter(|n| *n < u32::MAX)?;
+                let n = u32::try_from(self.places.len()).ok().filter(|n| *n < u32::MAX);
                 self.places.push(Place::default());
-                n
+                n.ok_or(NotAdded::Full)?
             }
         };
-        let place = self.places.get_mut(n as usize)?;
-        self.by_print.insert(rule.print, n);
-        place.rule = Some(rule);
-        Some(Handle::new(n, place.generation))
+        vacant.insert((tag, n));
+        let place = self.places.get_mut(n as usize).ok_or(NotAdded::Full)?;
+        place.rule = Some(Arc::clone(rule));
+        Ok(Handle::new(n, place.generation))
     }
 
     /// The rule of a handle.
@@ -74,8 +98,11 @@ impl FlowTable {
         let place = self.places.get_mut(n).filter(|p| p.generation == generation)?;
         let rule = place.rule.take()?;
         place.generation = place.generation.wrapping_add(1);
-        self.by_print.remove(&rule.print);
-        self.free.push(u32::try_from(n).ok()?);
+        let n = u32::try_from(n).ok()?;
+        if let Ok(found) = self.by_match.find_entry(hash(tag(&rule)), |(_, other)| *other == n) {
+            found.remove();
+        }
+        self.free.push(n);
         Some(rule)
     }
 
@@ -89,7 +116,7 @@ impl FlowTable {
                 rules.push(rule);
             }
         }
-        self.by_print.clear();
+        self.by_match.clear();
         self.forms.clear();
         rules
     }
@@ -115,17 +142,19 @@ mod tests {
     fn a_handle_is_good_for_its_rule_alone() {
         let prints = Prints::default();
         let mut table = FlowTable::default();
-        let first = table.insert(rule(&prints, 1)).unwrap();
-        assert!(table.has_same(&rule(&prints, 1)) && !table.has_same(&rule(&prints, 2)));
+        let first = table.insert(&rule(&prints, 1)).unwrap();
+        assert_eq!(table.insert(&rule(&prints, 1)), Err(NotAdded::Exists));
         assert!(table.take(first).is_some());
-        assert!(table.take(first).is_none() && !table.has_same(&rule(&prints, 1)));
-        let second = table.insert(rule(&prints, 2)).unwrap();
+        assert!(table.take(first).is_none());
+        let second = table.insert(&rule(&prints, 2)).unwrap();
         assert_ne!(first, second);
         assert!(table.get(first).is_none() && table.get(second).is_some());
         for wild in [0, 1 << 32, u64::MAX, 0xdead_beef, second.0 + 1] {
             assert!(table.get(Handle(wild)).is_none(), "{wild:#x}");
         }
-        assert_eq!(table.take_all().len(), 1);
+        assert!(table.insert(&rule(&prints, 1)).is_ok());
+        assert_eq!(table.take_all().len(), 2);
         assert!(table.get(second).is_none());
+        assert!(table.insert(&rule(&prints, 2)).is_ok());
     }
 }

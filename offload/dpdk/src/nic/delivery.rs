@@ -6,14 +6,14 @@
 use crate::rule::FIRST_DELIVERY;
 use crate::rule::action::Delivery;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Bits of an ID that say the place; the rest below [`FIRST_DELIVERY`]'s bit is the generation.
 const PLACE_BITS: u32 = 21;
 const PLACES: usize = 1 << PLACE_BITS;
 const GENERATIONS: u32 = 1 << (31 - PLACE_BITS);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Place {
     generation: u32,
     users: u32,
@@ -21,7 +21,7 @@ struct Place {
 }
 
 /// All deliveries of a NIC's rules.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Deliveries {
     places: Vec<Place>,
     free: std::collections::VecDeque<u32>,
@@ -34,7 +34,7 @@ fn split(id: u32) -> Option<(usize, u32)> {
 }
 
 impl Deliveries {
-    /// The ID of a delivery, which rules with the same one share; `None` if there are too many different ones.
+    /// The ID of a delivery, which all who take the same one share; `None` if there are too many different ones.
     pub fn take(&mut self, delivery: &Delivery) -> Option<u32> {
         if let Some(id) = self.by_value.get(delivery) {
             let (place, _) = split(*id)?;
@@ -57,14 +57,7 @@ impl Deliveries {
         Some(id)
     }
 
-    /// A further rule uses the ID; false if it names nothing any more.
-    pub fn take_again(&mut self, id: u32) -> bool {
-        let Some((at, generation)) = split(id) else { return false };
-        let place = self.places.get_mut(at).filter(|p| p.generation == generation && p.users > 0);
-        place.map(|place| place.users += 1).is_some()
-    }
-
-    /// A rule uses the ID no more.
+    /// Somebody who took the ID uses it no more.
     pub fn give(&mut self, id: u32) {
         let Some((at, generation)) = split(id) else { return };
         let Some(slot) = self.places.get_mut(at).filter(|p| p.generation == generation && p.users > 0) else {
@@ -85,6 +78,32 @@ impl Deliveries {
     pub fn get(&self, id: u32) -> Option<&Arc<Delivery>> {
         let (at, generation) = split(id)?;
         self.places.get(at).filter(|p| p.generation == generation)?.delivery.as_ref()
+    }
+}
+
+/// The use of a delivery's ID, until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    id: u32,
+    all: Arc<RwLock<Deliveries>>,
+}
+
+impl Held {
+    /// Takes the ID of a delivery; `None` if there are too many different ones.
+    pub fn take(all: &Arc<RwLock<Deliveries>>, delivery: &Delivery) -> Option<Self> {
+        let id = all.write().unwrap_or_else(PoisonError::into_inner).take(delivery)?;
+        Some(Self { id, all: Arc::clone(all) })
+    }
+
+    /// The ID.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.write().unwrap_or_else(PoisonError::into_inner).give(self.id);
     }
 }
 
@@ -117,15 +136,13 @@ mod tests {
         let mark = |n| Delivery { mark: Some(n), flag: false, queues: vec![] };
         let first = all.take(&mark(1)).unwrap();
         assert_eq!(all.take(&mark(1)), Some(first));
-        assert!(all.take_again(first));
-        all.give(first);
         let second = all.take(&mark(2)).unwrap();
         assert_ne!(first, second);
         all.give(first);
         assert_eq!(all.get(first).unwrap().mark, Some(1));
         all.give(first);
         all.give(first);
-        assert!(all.get(first).is_none() && !all.take_again(first));
+        assert!(all.get(first).is_none());
         let third = all.take(&mark(3)).unwrap();
         assert_ne!(third, first, "the same place, another generation");
         assert!(all.get(first).is_none());

@@ -18,6 +18,8 @@ use std::time::Instant;
 
 /// Nobody polls who has not for so long, in nanoseconds.
 const UNPOLLED_NS: u64 = 10_000_000;
+/// Flows that the planner has to plan or send, from which on it is told of no more.
+const BACKLOG: usize = 1024;
 /// Turns between two looks at the links.
 const LINK_TURNS: u32 = 64;
 
@@ -78,9 +80,8 @@ pub struct Engine {
     ports: Vec<Arc<Port>>,
     /// Packets that a failed NIC gave back.
     unsent: VecDeque<(SlowTx, Vec<u8>)>,
-    changes: Vec<Change>,
-    /// Rules that left the hardware: their deliveries can be used again.
-    released: Vec<u32>,
+    /// What changed and was not told to the planner yet.
+    changes: VecDeque<Change>,
     packets: Arc<Packets>,
     /// Polls of the application when last looked at, and when they went on.
     polls: (u32, u64),
@@ -100,8 +101,7 @@ impl Engine {
             active: Vec::new(),
             ports: Vec::new(),
             unsent: VecDeque::new(),
-            changes: Vec::new(),
-            released: Vec::new(),
+            changes: VecDeque::new(),
             packets,
             polls: (0, 0),
             turns: 0,
@@ -159,14 +159,11 @@ impl Engine {
         rule.counted(self.planner.counters(id, &self.nic), reset)
     }
 
-    /// The list that the next turn's changes are handed over in.
-    pub fn changes(&mut self) -> &mut Vec<Change> {
-        &mut self.changes
-    }
-
-    /// Deliveries that no rule in hardware uses any more.
-    pub fn released(&mut self) -> &mut Vec<u32> {
-        &mut self.released
+    /// Takes over changes, if all that it has were told to the planner; the list is lent the other one's memory.
+    pub fn take(&mut self, changes: &mut VecDeque<Change>) {
+        if self.changes.is_empty() {
+            std::mem::swap(&mut self.changes, changes);
+        }
     }
 
     /// One turn; what came of it.
@@ -194,12 +191,15 @@ impl Engine {
         }
     }
 
+    /// Tells the planner of changes, as long as it has not enough to do: what it hears of it plans while that is in the cache.
     fn apply(&mut self) -> bool {
-        let mut changes = std::mem::take(&mut self.changes);
-        let any = !changes.is_empty();
-        for change in changes.drain(..) {
+        let mut any = false;
+        while self.planner.backlog() < BACKLOG
+            && let Some(change) = self.changes.pop_front()
+        {
+            any = true;
             match change {
-                Change::Put(rule) => self.put(&rule),
+                Change::Put(rule) => self.put(rule),
                 Change::Remove(rule) => {
                     if let Some(id) = self.rules.removing(&rule) {
                         self.planner.remove(id);
@@ -207,29 +207,28 @@ impl Engine {
                 }
             }
         }
-        self.changes = changes;
         any
     }
 
-    fn put(&mut self, rule: &Arc<Rule>) {
+    fn put(&mut self, rule: Arc<Rule>) {
+        let (group, hop) = (rule.shape.group, rule.shape.hop);
         let id = match self.rules.put(rule) {
             Taken::New(id) => id,
-            Taken::Instead(id, old) => {
-                self.released.extend(old.shape.delivery);
+            Taken::Instead(id) => {
                 // What the place counted until now was the old rule's.
-                rule.counted(self.planner.counters(id, &self.nic), true);
+                if let Some(rule) = self.rules.get(id) {
+                    rule.counted(self.planner.counters(id, &self.nic), true);
+                }
                 id
             }
         };
-        self.planner.put_leading(id, rule.shape.group, rule.shape.hop);
+        self.planner.put_leading(id, group, hop);
     }
 
     /// Forgets what left the hardware for good.
     fn reap(&mut self) {
         for (id, _) in self.planner.take_removed() {
-            if let Some(rule) = self.rules.removed(id) {
-                self.released.extend(rule.shape.delivery);
-            }
+            self.rules.removed(id);
         }
     }
 

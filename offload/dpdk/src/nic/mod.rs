@@ -34,6 +34,7 @@ use port::Port;
 use room::Room;
 use rules::{Prints, Rule};
 use sleep::Sleeper;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
@@ -94,6 +95,39 @@ pub struct Desk {
     pub graph: RecircGraph,
 }
 
+/// Changes of the rules on their way to the service thread. On cache lines of its own: what lies beside it has other users.
+#[derive(Default)]
+#[repr(align(128))]
+struct Mailbox {
+    /// There are some: looked at without taking the lock.
+    any: AtomicBool,
+    changes: Mutex<VecDeque<Change>>,
+}
+
+impl Mailbox {
+    fn push(&self, change: Change) {
+        let mut changes = lock(&self.changes);
+        changes.push_back(change);
+        // Written only where it changes, as the service thread reads it all the time.
+        if !self.any.load(Ordering::Relaxed) {
+            self.any.store(true, Ordering::Release);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.any.load(Ordering::Acquire)
+    }
+
+    /// Hands everything over to the engine, if that has done with what it had.
+    fn deliver(&self, engine: &mut Engine) {
+        if !self.is_empty() {
+            let mut changes = lock(&self.changes);
+            engine.take(&mut changes);
+            self.any.store(!changes.is_empty(), Ordering::Release);
+        }
+    }
+}
+
 /// See the module's head.
 pub struct SharedNic {
     name: NicName,
@@ -107,7 +141,7 @@ pub struct SharedNic {
     engine: Mutex<Engine>,
     /// Threads that wait for the engine; the service thread lets them go first.
     waiting: AtomicU32,
-    changes: Mutex<Vec<Change>>,
+    mailbox: Mailbox,
     desk: Mutex<Desk>,
     deliveries: Arc<RwLock<Deliveries>>,
     packets: Arc<Packets>,
@@ -210,7 +244,7 @@ impl SharedNic {
             pipeline,
             prints: Prints::default(),
             waiting: AtomicU32::new(0),
-            changes: Mutex::new(Vec::new()),
+            mailbox: Mailbox::default(),
             desk: Mutex::new(desk),
             deliveries,
             packets,
@@ -269,7 +303,7 @@ impl SharedNic {
     }
 
     /// Deliveries of the rules.
-    pub fn deliveries(&self) -> &RwLock<Deliveries> {
+    pub fn deliveries(&self) -> &Arc<RwLock<Deliveries>> {
         &self.deliveries
     }
 
@@ -355,13 +389,13 @@ impl SharedNic {
 
     /// Takes a rule on.
     pub fn put(&self, rule: Arc<Rule>) {
-        lock(&self.changes).push(Change::Put(rule));
+        self.mailbox.push(Change::Put(rule));
         self.wake();
     }
 
     /// Lets a rule go.
     pub fn remove(&self, rule: Arc<Rule>) {
-        lock(&self.changes).push(Change::Remove(rule));
+        self.mailbox.push(Change::Remove(rule));
         self.wake();
     }
 
@@ -395,7 +429,7 @@ impl SharedNic {
         let start = Instant::now();
         loop {
             self.wake();
-            if self.is_gone() || lock(&self.changes).is_empty() && self.engine().is_settled() {
+            if self.is_gone() || self.mailbox.is_empty() && self.engine().is_settled() {
                 return true;
             }
             if start.elapsed() > deadline {
@@ -413,26 +447,19 @@ impl SharedNic {
     fn serve(&self) {
         let (mut idle, mut nap) = (0, NAP);
         let mut events = Vec::new();
-        let mut released = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
             while self.waiting.load(Ordering::Acquire) > 0 {
                 std::thread::yield_now();
             }
             let turn = {
                 let mut engine = lock(&self.engine);
-                std::mem::swap(engine.changes(), &mut *lock(&self.changes));
-                let turn = engine.turn(&mut events);
-                std::mem::swap(engine.released(), &mut released);
-                turn
+                self.mailbox.deliver(&mut engine);
+                engine.turn(&mut events)
             };
-            if !released.is_empty() {
-                let mut deliveries = self.deliveries.write().unwrap_or_else(PoisonError::into_inner);
-                released.drain(..).for_each(|id| deliveries.give(id));
-            }
             events.drain(..).for_each(|event| self.tell(event));
             if turn == Turn::Stuck {
                 // The NIC needs the CPU more, and a thread that sends comes by itself.
-                self.service.sleep(NAP, || !lock(&self.changes).is_empty());
+                self.service.sleep(NAP, || !self.mailbox.is_empty());
                 continue;
             }
             (idle, nap) = if turn == Turn::Idle { (idle + 1, nap) } else { (0, NAP) };
@@ -442,7 +469,7 @@ impl SharedNic {
                 }
                 continue;
             }
-            self.service.sleep(nap, || !lock(&self.changes).is_empty());
+            self.service.sleep(nap, || !self.mailbox.is_empty());
             nap = (nap * 2).min(LONGEST_NAP);
         }
     }

@@ -1,5 +1,6 @@
 //! Rules as the service thread keeps them, and as the planner reads them.
 
+use super::delivery::Held;
 use super::room::Taking;
 use crate::rule::FIRST_DELIVERY;
 use flowlift_flow::key::KEY_WORDS;
@@ -12,7 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// What rules have in common that differ in the values of their matches alone: which bits they match, and what they do.
+///
+/// Aligned, so that the number of its owners has a cache line of its own: the application's thread counts there while the service
+/// thread reads this.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Shape {
     /// The words of a key that the mask touches, and which of their bits.
     words: Box<[(u8, u64)]>,
@@ -20,8 +25,8 @@ pub struct Shape {
     pub actions: Vec<Action>,
     /// Where several rules match, the one of lowest rank has the packet.
     pub rank: u16,
-    /// ID of their delivery.
-    pub delivery: Option<u32>,
+    /// Their delivery, which thus stays for as long as one of them is in hardware.
+    _delivery: Option<Held>,
     /// Packets are counted for queries.
     pub count: bool,
     /// Room that each of them takes.
@@ -38,7 +43,7 @@ impl Shape {
     /// The shape of rules that match as `m` does but for the values.
     pub fn new(
         m: &Match,
-        (actions, delivery): (Vec<Action>, Option<u32>),
+        (actions, delivery): (Vec<Action>, Option<Held>),
         rank: u16,
         count: bool,
         room: Taking,
@@ -51,7 +56,7 @@ impl Shape {
             _ => None,
         };
         let print = prints.0.hash_one((rank, &words));
-        Self { words, actions, rank, delivery, count, room, group, hop, print }
+        Self { words, actions, rank, _delivery: delivery, count, room, group, hop, print }
     }
 
     /// Where they jump to.
@@ -150,7 +155,7 @@ pub enum Taken {
     /// A flow of its own.
     New(FlowId),
     /// The flow of a rule with the same match that is on its way out: it changes in one step.
-    Instead(FlowId, Arc<Rule>),
+    Instead(FlowId),
 }
 
 /// All rules that the planner knows, by its numbers.
@@ -169,26 +174,25 @@ impl FlowSource for Rules {
     }
 
     fn read(&self, id: FlowId, over: &mut Flow) -> bool {
-        let rule = self.slots.get(id.0 as usize).and_then(Option::as_ref);
-        rule.map(|rule| rule.write(over)).is_some()
+        self.get(id).map(|rule| rule.write(over)).is_some()
     }
 
     fn rank(&self, id: FlowId) -> u16 {
-        self.slots.get(id.0 as usize).and_then(Option::as_ref).map_or(0, |rule| rule.shape.rank)
+        self.get(id).map_or(0, |rule| rule.shape.rank)
     }
 }
 
 impl Rules {
     /// Gives a rule a number.
-    pub fn put(&mut self, rule: &Arc<Rule>) -> Taken {
-        if let Some(id) = self.dying.get(&rule.print).copied()
+    pub fn put(&mut self, rule: Arc<Rule>) -> Taken {
+        if !self.dying.is_empty()
+            && let Some(id) = self.dying.get(&rule.print).copied()
             && let Some(Some(old)) = self.slots.get(id.0 as usize)
-            && old.same_match(rule)
+            && old.same_match(&rule)
         {
-            let old = Arc::clone(old);
             self.dying.remove(&rule.print);
             self.set(id.0, rule);
-            return Taken::Instead(id, old);
+            return Taken::Instead(id);
         }
         let n = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -198,11 +202,16 @@ impl Rules {
         Taken::New(FlowId(n))
     }
 
-    fn set(&mut self, n: u32, rule: &Arc<Rule>) {
+    fn set(&mut self, n: u32, rule: Arc<Rule>) {
         if let Some(slot) = self.slots.get_mut(n as usize) {
-            *slot = Some(Arc::clone(rule));
             rule.slot.store(n, Ordering::Release);
+            *slot = Some(rule);
         }
+    }
+
+    /// The rule of a number.
+    pub fn get(&self, id: FlowId) -> Option<&Arc<Rule>> {
+        self.slots.get(id.0 as usize)?.as_ref()
     }
 
     /// Notes that a rule is on its way out.
@@ -212,13 +221,12 @@ impl Rules {
         Some(id)
     }
 
-    /// A flow is out of hardware for good: its number is free, and this was its rule.
-    pub fn removed(&mut self, id: FlowId) -> Option<Arc<Rule>> {
-        let rule = self.slots.get_mut(id.0 as usize)?.take()?;
+    /// A flow is out of hardware for good: its number is free.
+    pub fn removed(&mut self, id: FlowId) {
+        let Some(rule) = self.slots.get_mut(id.0 as usize).and_then(Option::take) else { return };
         if self.dying.get(&rule.print) == Some(&id) {
             self.dying.remove(&rule.print);
         }
         self.free.push(id.0);
-        Some(rule)
     }
 }
