@@ -15,7 +15,8 @@ RULES = 200_000
 FLOOR = 20_000
 DPDK = ROOT / "target/dpdk/22.11"
 RATE = ROOT / "tests/dpdk/rate"
-FLOWLIFT = "--vdev=net_flowlift0,nic=sim,profile=large"
+# A NIC has its memory from the start.
+FLOWLIFT = "--vdev=net_flowlift0,nic=sim,profile=large,populate={}"
 
 
 def build():
@@ -39,7 +40,7 @@ def arguments(*vdevs):
 def by_dpdk(rules):
     """dpdk-test-flow-perf on both drivers: thousand rules per second, created and destroyed, by driver."""
     which = ["--ingress", "--ether", "--ipv4", "--queue", f"--rules-count={rules}", "--deletion-rate"]
-    text = output("dpdk-test-flow-perf", *arguments("--vdev=net_noop0", FLOWLIFT), "--", *which)
+    text = output("dpdk-test-flow-perf", *arguments("--vdev=net_noop0", FLOWLIFT.format(rules)), "--", *which)
     check("rror" not in text, f"an error: {text[-2000:]}")
     rates = {}
     for port, name in enumerate(("net_noop", "net_flowlift")):
@@ -53,7 +54,7 @@ def by_dpdk(rules):
 
 def until_confirmed(out, rules):
     """tests/dpdk/rate on both drivers: what it says of the first round and of the second, by driver."""
-    text = output(str(out / "rate"), *arguments("--vdev=net_noop0", FLOWLIFT), "--", str(rules), "2")
+    text = output(str(out / "rate"), *arguments("--vdev=net_noop0", FLOWLIFT.format(rules)), "--", str(rules), "2")
     rounds = ({}, {})
     for line in text.splitlines():
         if line.startswith("port="):

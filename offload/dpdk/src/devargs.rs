@@ -50,6 +50,9 @@ pub struct Devargs {
     pub seed: Option<u64>,
     /// Faults that a simulated NIC has.
     pub faults: Option<FaultPlan>,
+    /// Entries of a simulated NIC's first table whose memory is taken from the host at once, as a NIC has its own from the start;
+    /// without it, it is taken as entries come. For benchmarks.
+    pub populate: Option<u32>,
 }
 
 /// Arguments that say nothing that could be done.
@@ -57,7 +60,7 @@ pub struct Devargs {
 #[non_exhaustive]
 pub enum DevargsError {
     /// Not a known argument.
-    #[error("unknown argument {0:?}; there are nic, port, profile, wire, seed and faults")]
+    #[error("unknown argument {0:?}; there are nic, port, profile, wire, seed, faults and populate")]
     Unknown(String),
     /// An argument without `=`.
     #[error("{0:?} is not of the form name=value")]
@@ -111,8 +114,8 @@ impl Devargs {
             }
             given.push((name, value));
         }
-        let (mut nic, mut port, mut profile, mut wire, mut seed, mut faults) =
-            (None, 0, None, None, None, None);
+        let (mut nic, mut port, mut profile, mut wire) = (None, 0, None, None);
+        let (mut seed, mut faults, mut populate) = (None, None, None);
         for (name, value) in given {
             match name {
                 "nic" => nic = Some(nic_name(value)?),
@@ -126,6 +129,7 @@ impl Devargs {
                     let plan = spec.parse().map_err(|e| DevargsError::Faults(value.into(), e))?;
                     faults = Some(plan);
                 }
+                "populate" => populate = Some(number("populate", value, u32::MAX.into())? as u32),
                 _ => return Err(DevargsError::Unknown(name.into())),
             }
         }
@@ -136,12 +140,13 @@ impl Devargs {
                 (wire.is_some(), "wire"),
                 (seed.is_some(), "seed"),
                 (faults.is_some(), "faults"),
+                (populate.is_some(), "populate"),
             ];
             if let Some((_, name)) = given.iter().find(|(given, _)| *given) {
                 return Err(DevargsError::SimOnly(name));
             }
         }
-        Ok(Self { nic, port, profile, wire, seed, faults })
+        Ok(Self { nic, port, profile, wire, seed, faults, populate })
     }
 }
 
@@ -190,12 +195,13 @@ mod tests {
 
     #[test]
     fn arguments_say_what_they_say() {
-        let all = "nic=sim:a,port=3,profile=large,wire=unix:/x;/y,seed=7,faults=hang=0.5;lost_completion";
+        let all = "nic=sim:a,port=3,profile=large,wire=unix:/x;/y,seed=7,faults=hang=0.5;lost_completion,populate=9";
         let args = Devargs::parse(all).unwrap();
         assert_eq!((args.nic, args.port, args.profile), (NicName::Sim("a".into()), 3, Some(Profile::Large)));
         assert_eq!(args.wire.map(|wire| wire.to_string()).as_deref(), Some("unix:/x,/y"));
         assert_eq!(args.seed, Some(7));
         assert!(args.faults.is_some());
+        assert_eq!(args.populate, Some(9));
         let short = Devargs::parse("nic=vfio-user:/run/nic.sock").unwrap();
         assert_eq!((short.nic, short.port), (NicName::VfioUser("/run/nic.sock".into()), 0));
         let pci = Devargs::parse("nic=0000:01:00.0,port=1").unwrap();
@@ -220,6 +226,7 @@ mod tests {
             ("nic=sim,wire=udp:1", "is not one"),
             ("nic=sim,seed=x", "not a number"),
             ("nic=sim,faults=bad", "faults"),
+            ("nic=sim,populate=all", "not a number"),
             ("nic=sim,colour=red", "unknown argument"),
             ("nic=vfio-user:/x,profile=tiny", "profile is for nic=sim"),
         ] {

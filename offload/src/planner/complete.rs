@@ -5,7 +5,7 @@ use super::work::parts_of;
 use super::{FlowId, Planner, Reason};
 use crate::lower::Excluded;
 use crate::refusal::TableRef;
-use flowlift_driver::nic::{EntryId, Nic, NicEvent, Stage, TableId, UpdateResult, UpdateStatus};
+use flowlift_driver::nic::{EntryCounters, EntryId, Nic, NicEvent, Stage, TableId, UpdateResult, UpdateStatus};
 
 impl Planner {
     /// Takes what the device reports.
@@ -50,13 +50,14 @@ impl Planner {
             }
             (Op::Insert, status) => {
                 slot.failed.get_or_insert(status);
-                self.places.give(entry);
+                self.places.give(entry, true);
             }
             (Op::Replace, UpdateStatus::Ok) => self.stats.replaced += 1,
             (Op::Delete, UpdateStatus::Ok) => {
                 slot.installed &= !bit;
-                slot.base.add(&result.counters.unwrap_or_else(|| nic.counters(entry)));
-                self.places.give(entry);
+                let last = result.counters.unwrap_or_else(|| nic.counters(entry));
+                slot.base.add(&last);
+                self.places.give(entry, last != EntryCounters::default());
                 self.stats.deleted += 1;
             }
             (Op::Replace | Op::Delete, UpdateStatus::NotFound) => {
@@ -64,7 +65,7 @@ impl Planner {
                 slot.installed &= !bit;
                 slot.base.add(&nic.counters(entry));
                 slot.failed.get_or_insert(UpdateStatus::NotFound);
-                self.places.give(entry);
+                self.places.give(entry, true);
                 self.stats.vanished += 1;
             }
             (_, status) => {

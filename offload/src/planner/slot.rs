@@ -196,12 +196,13 @@ impl Places {
     }
 }
 
-impl From<&[u32]> for Places {
-    fn from(places: &[u32]) -> Self {
-        match places {
-            [] => Self::None,
-            [one] => Self::One(*one),
-            many => Self::Many(many.into()),
+impl FromIterator<u32> for Places {
+    fn from_iter<T: IntoIterator<Item = u32>>(places: T) -> Self {
+        let mut places = places.into_iter();
+        match (places.next(), places.next()) {
+            (None, _) => Self::None,
+            (Some(one), None) => Self::One(one),
+            (Some(one), Some(two)) => Self::Many([one, two].into_iter().chain(places).collect()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Planning one flow, and the updates that come of it; placement rounds.
 
-use super::slot::{After, Op, Places};
+use super::places::Place;
+use super::slot::{After, Op};
 use super::{FlowId, FlowSource, Planner, Reason};
 use crate::lower::{Excluded, lower_ranked};
 use crate::placement::Candidate;
@@ -10,6 +11,7 @@ use flowlift_driver::nic::{
     Entry, EntryCounters, EntryId, Nic, NicError, TableId, Update, UpdateResult, UpdateStatus,
 };
 use flowlift_flow::Flow;
+use smallvec::SmallVec;
 use std::ops::Bound;
 
 /// Candidates of each kind that a placement round looks at, per table.
@@ -103,7 +105,7 @@ impl Planner {
                 return self.change(id, &ready, nic);
             }
             match self.take_places(id, &ready) {
-                Some(places) => return self.insert(id, &ready, places, nic),
+                Some(places) => return self.insert(id, &ready, &places, nic),
                 None => {
                     full = Some(Reason::TableFull(self.table_ref(ready.table)));
                     if !excluded.insert(&self.pipeline, ready.table) {
@@ -170,23 +172,23 @@ impl Planner {
         }
     }
 
-    fn take_places(&mut self, id: FlowId, plan: &Ready) -> Option<Places> {
-        let mut taken = smallvec::SmallVec::<[u32; 1]>::new();
+    fn take_places(&mut self, id: FlowId, plan: &Ready) -> Option<SmallVec<[Place; 1]>> {
+        let mut taken = SmallVec::new();
         for _ in &plan.lengths {
             match self.places.take(plan.table, id) {
-                Some(index) => taken.push(index),
+                Some(place) => taken.push(place),
                 None => {
-                    taken
-                        .iter()
-                        .for_each(|index| self.places.give(EntryId { table: plan.table, index: *index }));
+                    for Place { index, left } in taken {
+                        self.places.give(EntryId { table: plan.table, index }, left);
+                    }
                     return None;
                 }
             }
         }
-        Some(Places::from(&taken[..]))
+        Some(taken)
     }
 
-    fn insert(&mut self, id: FlowId, plan: &Ready, places: Places, nic: &dyn Nic) {
+    fn insert(&mut self, id: FlowId, plan: &Ready, places: &[Place], nic: &dyn Nic) {
         self.set_waits(id, false);
         let counted = self.pipeline.table(plan.table).is_some_and(|t| t.counters.complete());
         let Some(slot) = self.slots.get_mut(id.0 as usize) else { return };
@@ -201,11 +203,12 @@ impl Planner {
         if let Some(Reason::Refused(_)) = slot.reason() {
             slot.set_reason(Reason::Queued);
         }
-        slot.places = places;
+        slot.places = places.iter().map(|place| place.index).collect();
         let generation = slot.generation;
-        for (part, (index, len)) in slot.places.as_slice().iter().zip(&plan.lengths).enumerate() {
-            let entry_id = EntryId { table: plan.table, index: *index };
-            let left = nic.counters(entry_id);
+        for (part, (place, len)) in places.iter().zip(&plan.lengths).enumerate() {
+            let entry_id = EntryId { table: plan.table, index: place.index };
+            // The device is not asked without need: that memory is its own, and far away.
+            let left = if place.left { nic.counters(entry_id) } else { EntryCounters::default() };
             if left != EntryCounters::default() {
                 self.leftovers.insert(entry_id, left);
             }

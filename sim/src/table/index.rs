@@ -13,6 +13,9 @@ use hashbrown::HashMap;
 use std::collections::BTreeMap;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// So many masks are compared one by one, which takes less time than a hash of one.
+const FEW: usize = 2;
+
 /// A place of the hash table.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -81,6 +84,9 @@ impl Index {
 
     /// The slot of `mask`, if it is in use.
     pub(super) fn slot(&self, mask: &[u64]) -> Option<u32> {
+        if self.order.len() <= FEW {
+            return self.order.iter().copied().find(|slot| self.mask(*slot) == mask);
+        }
         self.by_mask.get(mask).copied()
     }
 

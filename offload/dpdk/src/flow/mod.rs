@@ -5,6 +5,7 @@
 //! `struct rte_flow_error`; its message stays until the same thread's next refusal.
 
 mod forms;
+mod index;
 mod read;
 pub mod table;
 
@@ -23,13 +24,13 @@ use flowlift_flow::{Action, Flow};
 use flowlift_offload::lower::{Excluded, RecircStages, lower_ranked};
 use flowlift_offload::recirc::{Hop, RecircGraph};
 use flowlift_offload::refusal::{Cause, Limit, RecircCause};
-use forms::{Asked, Forms};
+use forms::Asked;
 use std::cell::RefCell;
 use std::ffi::{CString, c_int, c_void};
 use std::ptr::null;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use table::{Handle, NotAdded};
+use table::{FlowTable, Handle, NotAdded};
 
 /// The operations.
 pub(crate) static OPS: sys::rte_flow_ops = sys::rte_flow_ops {
@@ -177,7 +178,7 @@ impl read::Ports for Ports<'_> {
 ///
 /// # Safety
 /// As for [`operate`].
-unsafe fn decide(a: &Adapter, given: Given, forms: &mut Forms) -> Result<Rule, Refusal> {
+unsafe fn decide(a: &Adapter, given: Given, flows: &mut FlowTable) -> Result<Arc<Rule>, Refusal> {
     // SAFETY: by the caller.
     let Some(attr) = (unsafe { given.attr.as_ref() }) else {
         return Err(Refusal::invalid(Culprit::Unspecified, "there are no attributes"));
@@ -208,10 +209,13 @@ unsafe fn decide(a: &Adapter, given: Given, forms: &mut Forms) -> Result<Rule, R
     let queues = a.rx_queues();
     let asked = Asked { rank, queues, actions: &actions };
     if attr.group == 0
-        && let Some((shape, values)) = forms.find(&items, asked)
-        && a.nic.desk().room.take_again(shape.room)
+        && let Some((shape, values)) = flows.forms.find(&items, asked)
     {
-        return Ok(Rule::new(Arc::clone(shape), values, a.nic.prints()));
+        let print = shape.print_of(&values, a.nic.prints());
+        flows.index.fetch(print);
+        if a.nic.desk().room.take_again(shape.room) {
+            return Ok(Arc::new(Rule::new(Arc::clone(shape), values, print)));
+        }
     }
     let (matching, mut places) = to_match(&items, a.port.nic_port.0.into(), attr.group)?;
     let FlowActions { actions: list, delivery, count } =
@@ -234,9 +238,10 @@ unsafe fn decide(a: &Adapter, given: Given, forms: &mut Forms) -> Result<Rule, R
     let shape = Arc::new(Shape::new(&flow.matching, (flow.actions, delivery), rank, count, room, prints));
     let values = values(&flow.matching);
     if first && attr.group == 0 && jump.is_none() {
-        forms.learn(&items, asked, &shape, &values);
+        flows.forms.learn(&items, asked, &shape, &values);
     }
-    Ok(Rule::new(shape, values, prints))
+    let print = shape.print_of(&values, prints);
+    Ok(Arc::new(Rule::new(shape, values, print)))
 }
 
 /// Gives back what a rule took that was never put.
@@ -312,7 +317,7 @@ unsafe extern "C" fn validate(
             (given, null()),
             |e| e,
             |a| {
-                let rule = decide(a, given, &mut a.flows().forms)?;
+                let rule = decide(a, given, &mut a.flows())?;
                 give_back(a, &rule.shape);
                 Ok(0)
             },
@@ -338,7 +343,7 @@ unsafe extern "C" fn create(
             |_| std::ptr::null_mut(),
             |a| {
                 let mut flows = a.flows();
-                let rule = Arc::new(decide(a, given, &mut flows.forms)?);
+                let rule = decide(a, given, &mut flows)?;
                 let handle = flows.insert(&rule).map_err(|why| {
                     give_back(a, &rule.shape);
                     match why {

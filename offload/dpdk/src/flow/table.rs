@@ -4,9 +4,8 @@
 //! found out without looking at any memory.
 
 use super::forms::Forms;
+use super::index::Index;
 use crate::nic::rules::Rule;
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 use std::sync::Arc;
 
 #[derive(Default)]
@@ -20,8 +19,8 @@ struct Place {
 pub struct FlowTable {
     places: Vec<Place>,
     free: Vec<u32>,
-    /// Rules by their matches. Small, as a million of them are searched at random: half of the fingerprint, and the place.
-    by_match: HashTable<(u32, u32)>,
+    /// Rules by their matches.
+    pub(super) index: Index,
     /// What was decided over rules like those that come.
     pub(crate) forms: Forms,
 }
@@ -50,37 +49,26 @@ pub enum NotAdded {
     Full,
 }
 
-/// Half of a rule's fingerprint.
-fn tag(rule: &Rule) -> u32 {
-    (rule.print >> 32) as u32
-}
-
-/// The hash of a tag: all of its bits at both ends, of which a table uses some.
-fn hash(tag: u32) -> u64 {
-    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
 impl FlowTable {
     /// Adds a rule.
     ///
     /// # Errors
     /// See [`NotAdded`].
     pub fn insert(&mut self, rule: &Arc<Rule>) -> Result<Handle, NotAdded> {
-        let tag = tag(rule);
         let of = |n: u32| self.places.get(n as usize).and_then(|p| p.rule.as_ref());
-        let same = |(t, n): &(u32, u32)| *t == tag && of(*n).is_some_and(|other| other.same_match(rule));
-        let Entry::Vacant(vacant) = self.by_match.entry(hash(tag), same, |(tag, _)| hash(*tag)) else {
+        if self.index.find(rule.print, |n| of(n).is_some_and(|other| other.same_match(rule))).is_some() {
             return Err(NotAdded::Exists);
-        };
+        }
         let n = match self.free.pop() {
             Some(n) => n,
             None => {
                 let n = u32::try_from(self.places.len()).ok().filter(|n| *n < u32::MAX);
+                let n = n.ok_or(NotAdded::Full)?;
                 self.places.push(Place::default());
-                n.ok_or(NotAdded::Full)?
+                n
             }
         };
-        vacant.insert((tag, n));
+        self.index.add(rule.print, n);
         let place = self.places.get_mut(n as usize).ok_or(NotAdded::Full)?;
         place.rule = Some(Arc::clone(rule));
         Ok(Handle::new(n, place.generation))
@@ -99,9 +87,7 @@ impl FlowTable {
         let rule = place.rule.take()?;
         place.generation = place.generation.wrapping_add(1);
         let n = u32::try_from(n).ok()?;
-        if let Ok(found) = self.by_match.find_entry(hash(tag(&rule)), |(_, other)| *other == n) {
-            found.remove();
-        }
+        self.index.remove(rule.print, n);
         self.free.push(n);
         Some(rule)
     }
@@ -116,7 +102,7 @@ impl FlowTable {
                 rules.push(rule);
             }
         }
-        self.by_match.clear();
+        self.index.clear();
         self.forms.clear();
         rules
     }
@@ -135,7 +121,8 @@ mod tests {
         (m.key.in_port, m.mask.0.in_port) = (port, u32::MAX);
         let room = Taking { table: TableId(0), mask: 0, entries: 1 };
         let shape = Shape::new(&m, (vec![], None), 0, true, room, prints);
-        Arc::new(Rule::new(Arc::new(shape), values(&m), prints))
+        let print = shape.print_of(&values(&m), prints);
+        Arc::new(Rule::new(Arc::new(shape), values(&m), print))
     }
 
     #[test]

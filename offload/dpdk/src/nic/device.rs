@@ -176,5 +176,10 @@ pub fn open(args: &Devargs) -> Result<(Fl1, Option<Simulated>), OpenError> {
             (Arc::new(VfioFunction::open(&Host::default(), address).map_err(|e| why(&e))?), None)
         }
     };
-    Ok((Fl1::open(function, Fl1Config::default())?, simulated))
+    let nic = Fl1::open(function, Fl1Config::default())?;
+    // The driver's reset would have taken it away again.
+    if let (Some(simulated), Some(entries)) = (&simulated, args.populate) {
+        simulated.function.model().populate(0, entries);
+    }
+    Ok((nic, simulated))
 }

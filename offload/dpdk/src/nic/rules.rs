@@ -59,6 +59,11 @@ impl Shape {
         Self { words, actions, rank, _delivery: delivery, count, room, group, hop, print }
     }
 
+    /// Fingerprint of match and rank of a rule with these values.
+    pub fn print_of(&self, values: &[u64], prints: &Prints) -> u64 {
+        prints.0.hash_one((self.print, values))
+    }
+
     /// Where they jump to.
     pub fn jump(&self) -> Option<Hop> {
         self.hop.filter(|hop| hop.to < FIRST_DELIVERY)
@@ -102,10 +107,9 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule that no thread has seen yet.
-    pub fn new(shape: Arc<Shape>, values: Values, prints: &Prints) -> Self {
+    /// A rule that no thread has seen yet; its fingerprint is [`Shape::print_of`] its values.
+    pub fn new(shape: Arc<Shape>, values: Values, print: u64) -> Self {
         let base = (AtomicU64::new(0), AtomicU64::new(0));
-        let print = prints.0.hash_one((shape.print, &values[..]));
         Self { shape, values, print, slot: AtomicU32::new(NO_SLOT), base }
     }
 
