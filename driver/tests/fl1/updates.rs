@@ -65,6 +65,40 @@ fn insert_replace_delete_and_read_back() {
 }
 
 #[test]
+fn an_encoded_entry_is_installed_as_it_is_and_nothing_else_is() {
+    let mut b = Bench::new(Profile::standard());
+    let entry = b.entry(TableId(0), &to_host(9), &[NicAction::DecTtl, NicAction::Output(NicPort(2))]);
+    let mut bytes = b"before".to_vec();
+    b.nic.encode(TableId(0), &entry, &mut bytes).unwrap();
+    let mut bytes = bytes.split_off(6);
+    // Once more elsewhere: the place is not the bytes'.
+    for (index, status) in [(5, UpdateStatus::Ok), (6, UpdateStatus::Duplicate)] {
+        assert!(b.nic.submit_encoded(index, at(0, index as u32), &mut bytes).unwrap());
+        assert!(!b.nic.submit_encoded(9, at(0, index as u32), &mut bytes).unwrap(), "one under way");
+        b.nic.kick().unwrap();
+        b.until("an answer", |b| !b.results.is_empty());
+        let done: Vec<_> = b.results.drain(..).map(|r| (r.cookie, r.status)).collect();
+        assert_eq!(done, [(index, status)]);
+    }
+    assert_eq!((b.read(at(0, 5)), b.read(at(0, 6))), (Some(entry), None));
+    let mut refused = |id, bytes: &mut [u8]| {
+        let error = b.nic.submit_encoded(1, id, bytes).unwrap_err();
+        assert!(matches!(error, NicError::Invalid(_)), "{error}");
+    };
+    refused(at(3, 5), &mut bytes.clone());
+    refused(at(0, u32::MAX), &mut bytes.clone());
+    for len in [0, 31, 64, bytes.len() - 1] {
+        refused(at(0, 7), &mut bytes[..len].to_vec());
+    }
+    for (byte, value) in [(0, 3), (1, 1), (4, 1)] {
+        let mut other = bytes.clone();
+        other[byte] = value;
+        refused(at(0, 7), &mut other);
+    }
+    b.finish();
+}
+
+#[test]
 fn every_kind_of_action_is_read_back_as_it_was_given() {
     let mut b = Bench::new(Profile::standard());
     let mut value = [0; 16];

@@ -5,7 +5,9 @@ use super::work::parts_of;
 use super::{FlowId, Planner, Reason};
 use crate::lower::Excluded;
 use crate::refusal::TableRef;
-use flowlift_driver::nic::{EntryCounters, EntryId, Nic, NicEvent, Stage, TableId, UpdateResult, UpdateStatus};
+use flowlift_driver::nic::{
+    EntryCounters, EntryId, Nic, NicEvent, Stage, TableId, UpdateResult, UpdateStatus,
+};
 
 impl Planner {
     /// Takes what the device reports.

@@ -22,7 +22,7 @@ fn tag(print: u64) -> u32 {
 }
 
 fn bucket(tag: u32, place: u32) -> Bucket {
-    u64::from(tag) << 32 | u64::from(place) + 1
+    u64::from(tag) << 32 | (u64::from(place) + 1)
 }
 
 impl Index {
