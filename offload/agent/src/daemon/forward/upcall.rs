@@ -29,10 +29,13 @@ pub struct Targets {
     pub ports: BTreeMap<PortNo, Vec<u32>>,
 }
 
+/// An upcall's message, with who gets it.
+type Outgoing = (u32, Vec<u8>);
+
 /// One port's upcalls.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<(u32, Vec<u8>)>,
+    waiting: VecDeque<Outgoing>,
     sent: u64,
     lost: u64,
 }
@@ -205,7 +208,7 @@ impl Upcalls {
 
     /// Takes the next upcalls, one of each port before the second of any, but for receivers that are `full`: their ports, and with
     /// each its receiver.
-    fn gather(&mut self, full: &[u32]) -> (Vec<(DpIndex, PortNo)>, Vec<(u32, Vec<u8>)>) {
+    fn gather(&mut self, full: &[u32]) -> (Vec<(DpIndex, PortNo)>, Vec<Outgoing>) {
         let (mut ports, mut batch) = (Vec::new(), Vec::new());
         let mut held = 0;
         while held < self.turns.len()
