@@ -5,6 +5,7 @@
 
 use smallvec::SmallVec;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 /// A match-action table of the NIC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -344,6 +345,8 @@ pub struct NicCaps {
     pub slow_queues: u16,
     /// Meters.
     pub meters: u32,
+    /// They are set by [`Nic::set_meter`], and the slow path draws on the same buckets as the tables.
+    pub shared_meters: bool,
     /// The slow path can send packets into the pipeline ([`SlowTx::Pipeline`]), not only out of ports.
     pub pipeline_tx: bool,
     /// What gets to the tables.
@@ -569,6 +572,46 @@ pub enum NicState {
     Gone,
 }
 
+/// A meter: a bucket that fills at a rate and drops a packet that finds less in it than it takes. It fills at the end of each
+/// whole millisecond of the device clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MeterConfig {
+    /// It measures packets; if not, kilobits (1,000 bits).
+    pub packets: bool,
+    /// Packets or kilobits per second; not 0.
+    pub rate: u32,
+    /// Size of the bucket in packets or kilobits; not 0.
+    pub burst: u32,
+    /// What is in the bucket: thousandths of a packet, or bits.
+    pub level: u64,
+}
+
+/// What a meter counted of the packets in the tables, since it was set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MeterCounts {
+    /// Packets that it let through.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that it dropped.
+    pub dropped_packets: u64,
+    /// Their bytes.
+    pub dropped_bytes: u64,
+    /// When it last had a packet, the slow path's among them: milliseconds after it was set. `None` if no table's packet was there.
+    pub used_ms: Option<u64>,
+}
+
+/// A meter's bucket in the device, for whoever has packets that the tables did not finish.
+pub trait MeterBucket: Send + Sync + std::fmt::Debug {
+    /// Takes a packet of `bytes` (L2, without FCS) out of the bucket; false, and nothing taken, if it has less. Such packets are
+    /// not in [`MeterBucket::counts`]. `None`: the bucket is not there any more. A slow write and read of the device.
+    fn charge(&self, bytes: u32) -> Option<bool>;
+    /// What the device counted. Stays as it is when the bucket is not there any more, until the meter is set again.
+    fn counts(&self) -> MeterCounts;
+    /// What is in the bucket, as [`MeterConfig::level`]; of a device that is gone, what was in it after the last packet.
+    fn level(&self) -> u64;
+}
+
 /// A packet that the NIC's tables did not finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlowRx {
@@ -708,6 +751,20 @@ pub trait Nic: Send {
     /// device has to be polled.
     fn interrupt(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+    /// Sets a meter, in place of the one that was there: from when this returns, entries may name it. It is lost with the tables.
+    ///
+    /// # Errors
+    /// [`NicError::Invalid`] for a meter that there is not, or that cannot be, and from a NIC without [`NicCaps::shared_meters`].
+    fn set_meter(&mut self, _meter: u32, _config: &MeterConfig) -> Result<Arc<dyn MeterBucket>, NicError> {
+        Err(NicError::Invalid("meters".into()))
+    }
+    /// Removes a meter that no entry names.
+    ///
+    /// # Errors
+    /// As [`Nic::set_meter`].
+    fn remove_meter(&mut self, _meter: u32) -> Result<(), NicError> {
+        Err(NicError::Invalid("meters".into()))
     }
     /// Asks for the counters of `count` places from `first` on, read from the device itself and not from where it writes
     /// them back; they come by [`Nic::take_snapshot`]. A reset in between leaves the rest out.

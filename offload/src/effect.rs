@@ -32,11 +32,12 @@ struct Packet {
     outer: Option<Box<(VxlanHeader, usize)>>,
 }
 
-/// Something that leaves the actions.
+/// Something that leaves the actions, or a meter that may end them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Sent {
     Output { port: PortNo, max_len: Option<u32>, packet: Packet },
     Recirc { id: u32, packet: Packet },
+    Meter { id: u32, packet: Packet },
 }
 
 /// A place where a packet with an expired TTL leaves the list.
@@ -211,6 +212,8 @@ impl Run {
                 Action::Recirc(id) if !self.metadata_changed => {
                     self.effect.sent.push(Sent::Recirc { id: *id, packet: packet.clone() });
                 }
+                // It measures the packet as it is now.
+                Action::Meter(id) => self.effect.sent.push(Sent::Meter { id: *id, packet: packet.clone() }),
                 Action::Sample { probability: 0, .. } | Action::CtClear => {}
                 Action::Clone(inner) | Action::Sample { probability: u32::MAX, actions: inner } => {
                     let before = self.metadata_changed;

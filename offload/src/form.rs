@@ -92,7 +92,7 @@ fn copied(flow: &Flow) -> SmallVec<[Field; 10]> {
 fn without_touched(actions: &[Action], fields: &mut SmallVec<[Field; 10]>) -> Option<()> {
     for action in actions {
         let effect = match action {
-            Action::Output(_) | Action::Recirc(_) | Action::Drop(_) => continue,
+            Action::Output(_) | Action::Recirc(_) | Action::Drop(_) | Action::Meter(_) => continue,
             Action::PushVlan { .. } | Action::PopVlan | Action::Trunc { .. } => continue,
             Action::Set(header) => effect_of(header, None).ok()?,
             Action::SetMasked { value, mask } => effect_of(value, Some(mask)).ok()?,

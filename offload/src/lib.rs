@@ -7,6 +7,7 @@ mod form;
 mod header;
 mod keyfields;
 pub mod lower;
+pub mod meter;
 pub mod pipeline;
 pub mod placement;
 pub mod planner;

@@ -1,7 +1,9 @@
 //! The NIC's capability records, arranged for the questions that lowering asks.
 
+use crate::meter::MeterCause;
 use crate::ports::PortMap;
 use flowlift_driver::nic::{Field, FieldCaps, MatchKind, NicCaps, Stage, TableCaps, TableId, TableKind};
+use std::collections::BTreeMap;
 
 /// A NIC's tables and the ports that it shares with the datapath: all that lowering knows of a NIC.
 #[derive(Debug, Clone)]
@@ -14,6 +16,9 @@ pub struct Pipeline {
     /// First of the recirculation IDs that the caller resumes in software.
     software_ids: Option<u32>,
     source_ports: bool,
+    /// The datapath's meters: the NIC's numbers for them, or why they have none; and the other way round.
+    meters: BTreeMap<u32, Result<u32, MeterCause>>,
+    meters_of: BTreeMap<u32, u32>,
 }
 
 impl Pipeline {
@@ -32,6 +37,8 @@ impl Pipeline {
             uncounted: false,
             software_ids: None,
             source_ports: false,
+            meters: BTreeMap::new(),
+            meters_of: BTreeMap::new(),
         }
     }
 
@@ -70,6 +77,35 @@ impl Pipeline {
     /// True if the NIC may choose outer UDP source ports.
     pub fn chooses_source_ports(&self) -> bool {
         self.source_ports
+    }
+
+    /// Takes the meters of another pipeline.
+    #[must_use]
+    pub(crate) fn with_meters_of(self, other: &Self) -> Self {
+        Self { meters: other.meters.clone(), meters_of: other.meters_of.clone(), ..self }
+    }
+
+    /// Says by which number the NIC has a meter of the datapath, or why by none; `None` forgets the meter.
+    pub(crate) fn set_meter(&mut self, meter: u32, number: Option<Result<u32, MeterCause>>) {
+        if let Some(Ok(before)) = self.meters.remove(&meter) {
+            self.meters_of.remove(&before);
+        }
+        if let Some(number) = number {
+            self.meters.insert(meter, number);
+            if let Ok(number) = number {
+                self.meters_of.insert(number, meter);
+            }
+        }
+    }
+
+    /// What [`Pipeline::set_meter`] said of a meter.
+    pub(crate) fn meter(&self, meter: u32) -> Option<Result<u32, MeterCause>> {
+        self.meters.get(&meter).copied()
+    }
+
+    /// The datapath's meter that the NIC has by a number.
+    pub(crate) fn meter_of(&self, number: u32) -> Option<u32> {
+        self.meters_of.get(&number).copied()
     }
 
     /// The records.

@@ -239,6 +239,9 @@ fn raise_actions(
             // What expired is software's, which has the flow's exception.
             NicAction::DecTtl => out.push(Action::DecTtl { exception: Vec::new() }),
             NicAction::Trunc(max_len) => out.push(Action::Trunc { max_len: *max_len }),
+            NicAction::Meter(number) => {
+                out.push(Action::Meter(pipeline.meter_of(*number).ok_or(Difference::Actions)?));
+            }
             NicAction::SetMetadata(id) => metadata = Some(*id),
             NicAction::Goto(stage) if n + 1 == actions.len() => {
                 out.push(Action::Recirc(metadata.ok_or(Difference::Actions)?));

@@ -1,5 +1,6 @@
 //! Why a flow is not for the NIC: which field, action or limit, on which table, and what would lift it.
 
+use crate::meter::MeterCause;
 use flowlift_driver::nic::{Field, MatchKind, Stage, TableCaps, TableId, TableKind};
 use flowlift_flow::PortNo;
 use std::fmt;
@@ -105,6 +106,8 @@ pub enum ActionCause {
     /// The NIC has meters, but packets that its tables do not finish are software's: the meter would be one more bucket there, and
     /// let more through than it says.
     TwoBuckets,
+    /// The meter that it asks is not one of the NIC's.
+    Meter(MeterCause),
     /// The table does not have it.
     NotInTable,
     /// The table cannot set this field.
@@ -231,6 +234,7 @@ impl Refusal {
                 ActionCause::TwoBuckets => {
                     "a NIC whose slow path can draw on its meters' buckets would lift it".into()
                 }
+                ActionCause::Meter(why) => why.lift().into(),
                 ActionCause::NotInTable => match self.table {
                     Some(t) => format!("a profile whose stage {} has {name} would lift it", t.stage.0),
                     None => format!("a profile that has {name} would lift it"),
@@ -352,6 +356,7 @@ impl fmt::Display for Cause {
                     ActionCause::TwoBuckets => {
                         write!(f, "would have a bucket in the NIC and another one in software")
                     }
+                    ActionCause::Meter(why) => why.fmt(f),
                     ActionCause::NotInTable => write!(f, "is not an action"),
                     ActionCause::NotSettable(field) => {
                         write!(f, "sets {}, which cannot be set", field.name())

@@ -111,6 +111,7 @@ pub(crate) fn caps(hash_entries: u32, tcam_entries: u32) -> NicCaps {
         ],
         slow_queues: 1,
         meters: 0,
+        shared_meters: false,
         pipeline_tx: true,
         parser: ParserCaps { whole: true, tags: 2, service_tags: true },
         read_back: true,

@@ -6,7 +6,7 @@ use crate::checksum::crc32c;
 use crate::command::{COMPLETION, Command, CommandError, Completion, Opcode, SLOT, Status, decode_command};
 use crate::device::{FatalCode, Fl1, VECTOR_ADMIN};
 use crate::fault::FaultKind;
-use crate::meter::{Meter, MeterConfig};
+use crate::meter::{METER_RECORD, Meter, MeterConfig};
 use crate::profile::MAX_SLOTS;
 use crate::table::{Counters, Entry, NewEntry, TableError};
 use crate::violation::Violation;
@@ -256,6 +256,7 @@ impl Fl1 {
             Opcode::Nop => Ok(()),
             Opcode::MeterSet => self.meter_set(c),
             Opcode::MeterRead => self.meter_read(c, &mut done),
+            Opcode::MeterPage => self.meter_page(c),
             Opcode::Caps => self.capabilities(c, &mut done),
             _ if usize::from(c.table) >= self.tables.len() => Err((Status::BadTable, 0)),
             Opcode::Insert => self.insert(c, &mut done),
@@ -468,13 +469,33 @@ impl Fl1 {
 
     fn meter_set(&mut self, c: &Command<'_>) -> Outcome {
         let (now, max) = (self.now, self.profile.meters);
-        let Some(meter) = self.meters.get_mut(c.entry as usize) else { return Err((Status::BadEntry, max)) };
-        *meter = match (c.rate, c.burst) {
+        if c.entry >= max {
+            return Err((Status::BadEntry, max));
+        }
+        let set = match (c.rate, c.burst) {
             (0, 0) => None,
             (0, _) => return Err((Status::BadArgument, 32)),
             (_, 0) => return Err((Status::BadArgument, 40)),
-            (rate, burst) => Some(Meter::new(MeterConfig { rate, burst, packets: c.meter_packets }, now)),
+            (rate, burst) => {
+                let config = MeterConfig { rate, burst, packets: c.meter_packets, whole_ms: false };
+                let meter = Meter::new(config, now);
+                self.write_meter_record(c.entry, &meter).map_err(|_| (Status::DmaFault, 0))?;
+                Some(meter)
+            }
         };
+        self.meters[c.entry as usize] = set;
+        Ok(())
+    }
+
+    fn meter_page(&mut self, c: &Command<'_>) -> Outcome {
+        let remove = c.iova == 0 && c.len == 0;
+        if !remove {
+            Self::buffer(c, self.profile.meters as usize * METER_RECORD as usize)?;
+        }
+        if self.meters.iter().any(Option::is_some) {
+            return Err((Status::EntryInUse, 0));
+        }
+        self.meter_page = (!remove).then_some(c.iova);
         Ok(())
     }
 

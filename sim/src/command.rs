@@ -41,12 +41,14 @@ pub enum Opcode {
     Caps = 9,
     /// Registers a table's counter page.
     CounterPage = 10,
+    /// Registers the meter page.
+    MeterPage = 11,
 }
 
 impl Opcode {
     fn from_u8(b: u8) -> Option<Self> {
         use Opcode as O;
-        const ALL: [Opcode; 11] = [
+        const ALL: [Opcode; 12] = [
             O::Nop,
             O::Insert,
             O::Replace,
@@ -58,6 +60,7 @@ impl Opcode {
             O::MeterRead,
             O::Caps,
             O::CounterPage,
+            O::MeterPage,
         ];
         ALL.get(usize::from(b)).copied()
     }
@@ -132,9 +135,9 @@ struct Uses {
 fn uses(op: Opcode) -> Uses {
     use Opcode as O;
     Uses {
-        table: !matches!(op, O::Nop | O::MeterSet | O::MeterRead | O::Caps),
+        table: !matches!(op, O::Nop | O::MeterSet | O::MeterRead | O::Caps | O::MeterPage),
         priority: op == O::Insert,
-        entry: !matches!(op, O::Nop | O::FlushTable | O::Caps | O::CounterPage),
+        entry: !matches!(op, O::Nop | O::FlushTable | O::Caps | O::CounterPage | O::MeterPage),
         generation: matches!(
             op,
             O::Insert | O::Replace | O::ReadEntry | O::Counters | O::MeterRead | O::Caps
@@ -178,7 +181,12 @@ pub fn decode_command(slots: &[u8]) -> Result<Command<'_>, CommandError> {
     // Where the payload ends; everything behind it is reserved.
     let end = match opcode {
         Opcode::Insert | Opcode::Replace => PAYLOAD + 2 * key_len + UNIT * units,
-        Opcode::ReadEntry | Opcode::Counters | Opcode::Caps | Opcode::CounterPage | Opcode::MeterRead => 44,
+        Opcode::ReadEntry
+        | Opcode::Counters
+        | Opcode::Caps
+        | Opcode::CounterPage
+        | Opcode::MeterPage
+        | Opcode::MeterRead => 44,
         Opcode::MeterSet => 52,
         Opcode::Nop | Opcode::Delete | Opcode::FlushTable => PAYLOAD,
     };

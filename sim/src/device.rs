@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::event::{Event, Events};
 use crate::fault::{FaultPlan, FaultRecord, Faults};
 use crate::host::{BAR2_SIZE, Host};
-use crate::meter::Meter;
+use crate::meter::{Meter, Window};
 use crate::order::Order;
 use crate::profile::Profile;
 use crate::queue::Queue;
@@ -142,6 +142,10 @@ pub struct Fl1 {
     pub(crate) ports: Vec<Port>,
     pub(crate) tables: Vec<Table>,
     pub(crate) meters: Vec<Option<Meter>>,
+    /// Registers by which the slow path uses meters.
+    pub(crate) window: Window,
+    /// IOVA of the meter page.
+    pub(crate) meter_page: Option<u64>,
     pub(crate) admin: Admin,
     pub(crate) events: Events,
     /// Frame buffer, kept to spare allocations.
@@ -192,6 +196,8 @@ impl Fl1 {
             ports,
             tables: profile.tables.iter().cloned().map(Table::new).collect(),
             meters: vec![None; profile.meters as usize],
+            window: Window::default(),
+            meter_page: None,
             admin: Admin::default(),
             events: Events::default(),
             frame: Vec::new(),
@@ -313,6 +319,7 @@ impl Fl1 {
         }
         self.tables.iter_mut().for_each(Table::reset);
         self.meters.fill(None);
+        (self.window, self.meter_page) = (Window::default(), None);
         self.admin = Admin::default();
         self.events = Events::default();
         self.host.clear_pending();

@@ -8,7 +8,7 @@ use crate::queue::{Half, Queue};
 use crate::violation::{Violation, ViolationCode as V};
 
 const MAGIC: u32 = 0x3130_4c46;
-const VERSION: u32 = 0x0001_0002;
+const VERSION: u32 = 0x0001_0003;
 const RESET_KEY: u32 = 0x5453_4552;
 const CTRL: u64 = 0x008;
 const RESET: u64 = 0x020;
@@ -54,6 +54,18 @@ enum Reg {
     QueueCtrl(QueueId),
     SlowCtrl(usize),
     PortCtrl(usize),
+    Meter(MeterReg),
+}
+
+/// A register of the meter window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MeterReg {
+    Id,
+    Rate,
+    Burst,
+    Ctrl,
+    Level(Half),
+    Charge,
 }
 
 /// The register at `offset` of a block with LO and HI of `value` at 0 and 4.
@@ -97,6 +109,12 @@ impl Fl1 {
             0x06c => Reg::Read(PARSER_FLAGS),
             0x070 => Reg::Read(u32::from(MAX_SLOTS)),
             0x074 => Reg::Read(self.events.lost),
+            0x080 => Reg::Meter(MeterReg::Id),
+            0x084 => Reg::Meter(MeterReg::Rate),
+            0x088 => Reg::Meter(MeterReg::Burst),
+            0x08c => Reg::Meter(MeterReg::Ctrl),
+            0x090 | 0x094 => Reg::Meter(MeterReg::Level(base(offset))),
+            0x098 => Reg::Meter(MeterReg::Charge),
             0x100..0x110 => admin_queue(QueueId::Asq, offset),
             0x110..0x120 => admin_queue(QueueId::Acq, offset),
             0x120 => Reg::Read(self.asq.index),
@@ -157,7 +175,7 @@ impl Fl1 {
 
     pub(crate) fn read_register(&mut self, bar: u8, offset: u64, data: &mut [u8]) {
         let value = match self.access(bar, offset, data.len()) {
-            None | Some(Reg::Reset) => 0,
+            None | Some(Reg::Reset | Reg::Meter(MeterReg::Ctrl)) => 0,
             Some(Reg::Read(v)) => v,
             Some(Reg::ReadHalf(v, Half::Lo)) => {
                 self.latched.insert(offset + 4, (v >> 32) as u32);
@@ -178,6 +196,12 @@ impl Fl1 {
                 bit(s.rx.enabled, RX_ENABLE) | bit(s.tx.enabled, TX_ENABLE) | bit(s.order.is_some(), ORDER)
             }),
             Some(Reg::PortCtrl(i)) => self.ports.get(i).map_or(0, |p| u32::from(p.enabled)),
+            Some(Reg::Meter(MeterReg::Id)) => self.window.id,
+            Some(Reg::Meter(MeterReg::Rate)) => self.window.rate,
+            Some(Reg::Meter(MeterReg::Burst)) => self.window.burst,
+            Some(Reg::Meter(MeterReg::Level(Half::Lo))) => self.window.level as u32,
+            Some(Reg::Meter(MeterReg::Level(Half::Hi))) => (self.window.level >> 32) as u32,
+            Some(Reg::Meter(MeterReg::Charge)) => self.window.answer,
         };
         for (d, b) in data.iter_mut().zip(value.to_le_bytes().into_iter().chain(std::iter::repeat(0))) {
             *d = b;
@@ -216,10 +240,25 @@ impl Fl1 {
                 }
                 Ok(())
             }
+            Reg::Meter(reg) => self.write_meter_register(reg, v),
         };
         if let Err(code) = outcome {
             self.violate(Violation::new(code, offset | u64::from(v) << 32));
         }
+    }
+
+    fn write_meter_register(&mut self, reg: MeterReg, v: u32) -> Result<(), V> {
+        let w = &mut self.window;
+        match reg {
+            MeterReg::Id => w.id = v,
+            MeterReg::Rate => w.rate = v,
+            MeterReg::Burst => w.burst = v,
+            MeterReg::Level(Half::Lo) => w.level = w.level & !0xffff_ffff | u64::from(v),
+            MeterReg::Level(Half::Hi) => w.level = w.level & 0xffff_ffff | u64::from(v) << 32,
+            MeterReg::Ctrl => return self.control_meter(v),
+            MeterReg::Charge => self.charge_meter(v),
+        }
+        Ok(())
     }
 
     fn write_ctrl(&mut self, v: u32) -> Result<(), V> {

@@ -78,7 +78,7 @@ impl Fl1 {
             None => None,
         };
         if let Err((code, fault)) = self.write_effects(verdict, place.as_ref(), ingress, source) {
-            self.undo_effects(&verdict.hits, source);
+            self.undo_effects(verdict, source);
             self.die_of(code, fault);
             return Err(Refusal::Dead);
         }
@@ -136,6 +136,9 @@ impl Fl1 {
                 .write(&mut self.faults, at, &c.page_record(generation))
                 .map_err(|f| (FatalCode::CounterPage, f))?;
         }
+        for (id, meter) in &verdict.meters {
+            self.write_meter_record(*id, meter).map_err(|f| (FatalCode::CounterPage, f))?;
+        }
         let rx = |f| (FatalCode::Rx, f);
         if let (Some(p), Some(s)) = (place, &verdict.slow) {
             let mut rest = &s.frame[..];
@@ -163,9 +166,14 @@ impl Fl1 {
 
     /// Restores what was written for a frame that failed. If host memory cannot be reached at all, nothing can be
     /// restored there, and the driver will not read it either.
-    fn undo_effects(&mut self, hits: &[Hit], source: Source<'_>) {
+    fn undo_effects(&mut self, verdict: &Verdict, source: Source<'_>) {
         self.faults.armed = false;
-        for hit in hits {
+        for (id, _) in &verdict.meters {
+            if let Some(meter) = self.meters.get(*id as usize).copied().flatten() {
+                let _ = self.write_meter_record(*id, &meter);
+            }
+        }
+        for hit in &verdict.hits {
             let entry = self.tables.get(hit.table).and_then(|t| t.entry(hit.entry));
             if let (Some(at), Some(e)) = (self.page_address(hit), entry) {
                 let record = e.counters.page_record(e.generation);

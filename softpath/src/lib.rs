@@ -24,7 +24,10 @@ pub mod worker;
 
 pub use datapath::{Config, Datapath, Deleted, DumpedFlow};
 pub use flowlift_port::Offload;
-pub use meter::{MeterBand, MeterConfig, MeterCount, MeterError, MeterStats, MeterUnit};
+pub use meter::{
+    LentBucket, LentCounts, MeterBand, MeterConfig, MeterCount, MeterError, MeterHandle, MeterStats,
+    MeterUnit,
+};
 pub use packet::{Outgoing, Packet};
 pub use reference::Reference;
 pub use stats::{Counters, FlowStats};

@@ -8,10 +8,15 @@
 //! `burst + rate * time`, and what is stored is how far the bucket is below that, so that filling is nobody's work and taking is
 //! one compare-and-swap.
 
+mod lend;
+
+pub use lend::{LentBucket, LentCounts, MeterHandle};
+
 use crate::table::rcu::{Domain, Slots, View};
+use lend::Lent;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use thiserror::Error;
 
 /// Meters that a datapath has at most; their IDs are below this.
@@ -53,6 +58,15 @@ pub struct MeterCount {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+impl MeterCount {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.wrapping_add(other.packets),
+            bytes: self.bytes.wrapping_add(other.bytes),
+        }
+    }
 }
 
 /// What a meter counted.
@@ -111,9 +125,9 @@ impl SharedCount {
         self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    fn carry(&self, before: MeterCount) {
-        self.packets.fetch_add(before.packets, Relaxed);
-        self.bytes.fetch_add(before.bytes, Relaxed);
+    fn add_all(&self, count: MeterCount) {
+        self.packets.fetch_add(count.packets, Relaxed);
+        self.bytes.fetch_add(count.bytes, Relaxed);
     }
 
     fn load(&self) -> MeterCount {
@@ -139,6 +153,9 @@ pub(crate) struct Meter {
     used: AtomicU64,
     total: SharedCount,
     bands: Box<[Band]>,
+    /// The first band's bucket is lent.
+    is_lent: AtomicBool,
+    lent: Mutex<Option<Lent>>,
 }
 
 impl Meter {
@@ -150,11 +167,23 @@ impl Meter {
             dropped: SharedCount::default(),
         };
         let bands = config.bands.iter().map(band).collect();
-        Self { config, used: AtomicU64::new(0), total: SharedCount::default(), bands }
+        Self {
+            config,
+            used: AtomicU64::new(0),
+            total: SharedCount::default(),
+            bands,
+            is_lent: AtomicBool::new(false),
+            lent: Mutex::new(None),
+        }
     }
 
     /// Counts a packet of this many bytes at `now`, in milliseconds. True if it is to be dropped.
     pub(crate) fn exceeded(&self, bytes: usize, now: u64) -> bool {
+        if self.is_lent.load(Acquire)
+            && let Some(exceeded) = self.exceeded_elsewhere(bytes, now)
+        {
+            return exceeded;
+        }
         // A worker's clock may be behind another's; a meter's time never goes back.
         let before = self.used.fetch_max(now.saturating_add(1), Relaxed).saturating_sub(1);
         let now = now.max(before);
@@ -173,28 +202,57 @@ impl Meter {
     }
 
     fn stats(&self) -> MeterStats {
-        MeterStats {
+        let lender = self.lender();
+        let mut stats = MeterStats {
             total: self.total.load(),
             bands: self.bands.iter().map(|b| b.dropped.load()).collect(),
             used: self.used.load(Relaxed).checked_sub(1),
+        };
+        if let Some(lent) = &*lender {
+            let LentCounts { passed, dropped, used } = lent.counts();
+            stats.total = stats.total.plus(passed).plus(dropped);
+            if let Some(band) = stats.bands.first_mut() {
+                *band = band.plus(dropped);
+            }
+            stats.used = stats.used.max(used);
         }
+        stats
     }
 }
 
 impl Band {
+    /// What a bucket that is `capacity + rate * time` when nobody takes from it has: `most` is that, `below` what is stored.
+    fn held(&self, most: u64, below: u64) -> u64 {
+        // Less than nothing: another worker's packet was later than this one.
+        most.wrapping_sub(below).cast_signed().max(0).cast_unsigned().min(self.capacity)
+    }
+
+    /// So long ago that what is stored might have wrapped: the bucket is full.
+    fn is_full(&self, idle: u64) -> bool {
+        idle.saturating_mul(self.rate) >= self.capacity
+    }
+
+    /// What is in the bucket. The last packet was `idle` milliseconds ago.
+    fn level(&self, now: u64, idle: u64) -> u64 {
+        if self.is_full(idle) {
+            return self.capacity;
+        }
+        self.held(self.capacity.wrapping_add(self.rate.wrapping_mul(now)), self.below.load(Relaxed))
+    }
+
+    /// Has the bucket hold this much.
+    fn set_level(&self, level: u64, now: u64) {
+        let most = self.capacity.wrapping_add(self.rate.wrapping_mul(now));
+        self.below.store(most.wrapping_sub(level.min(self.capacity)), Relaxed);
+    }
+
     /// Takes `cost` out of the bucket; false, and nothing taken, if it has less. The last packet was `idle` milliseconds ago.
     fn take(&self, cost: u64, now: u64, idle: u64) -> bool {
         let most = self.capacity.wrapping_add(self.rate.wrapping_mul(now));
-        // So long ago that the difference might have wrapped: the bucket is full.
-        let full = idle.saturating_mul(self.rate) >= self.capacity;
+        let full = self.is_full(idle);
         let mut below = self.below.load(Relaxed);
         loop {
-            let level = if full {
-                self.capacity
-            } else {
-                // Less than nothing: another worker's packet was later than this one.
-                most.wrapping_sub(below).cast_signed().max(0).cast_unsigned().min(self.capacity)
-            };
+            let level = if full { self.capacity } else { self.held(most, below) };
             let rest = level.checked_sub(cost);
             // What is stored has wrapped if the bucket is full by its idle time, so it is set right even for nothing taken.
             if rest.is_none() && !full {
@@ -244,8 +302,8 @@ impl Meters {
     /// Adds what the meter counted before; false if there is none. Its buckets are full, as they are when nothing came for a while.
     pub(crate) fn carry(&self, id: u32, before: &MeterStats) -> bool {
         let Some(meter) = self.all.get(&id) else { return false };
-        meter.total.carry(before.total);
-        meter.bands.iter().zip(&before.bands).for_each(|(band, count)| band.dropped.carry(*count));
+        meter.total.add_all(before.total);
+        meter.bands.iter().zip(&before.bands).for_each(|(band, count)| band.dropped.add_all(*count));
         if let Some(used) = before.used {
             meter.used.fetch_max(used.saturating_add(1), Relaxed);
         }

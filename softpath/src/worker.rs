@@ -19,7 +19,7 @@ use crate::classifier::{Relevant, SearchOrder};
 use crate::datapath::{Shared, WorkerShared};
 use crate::extract::{KeyBuf, Layers, extract_into, extract_packet};
 use crate::isa::{Isa, Job};
-use crate::meter::MeterView;
+use crate::meter::{MeterHandle, MeterView};
 use crate::packet::{Outgoing, Packet, finish};
 use crate::recursion::{LONGEST_CHAIN, Recursion};
 use crate::stats::Counters;
@@ -363,6 +363,12 @@ impl Worker {
             own.flows.get(id.slot, record.stats_generation()).packets
         };
         self.with_record(id, count).unwrap_or(0)
+    }
+
+    /// A meter, if it is there still.
+    pub fn meter(&mut self, id: u32) -> Option<MeterHandle> {
+        let guard = self.reader.enter();
+        self.shared.meters.view(&guard).get(id).map(|meter| MeterHandle(Arc::clone(meter)))
     }
 
     fn with_record<R>(

@@ -28,8 +28,6 @@ pub(crate) enum Task {
     Read { id: EntryId, buffer: u8, sequence: u32, attempts: u8 },
     /// COUNTERS of `count` entries from `first` on.
     Counters { table: TableId, first: u32, count: u32, sequence: u32, attempts: u8 },
-    /// METER_SET.
-    Meter,
     /// A command that bring-up waits for.
     Setup,
 }

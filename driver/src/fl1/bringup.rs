@@ -2,6 +2,7 @@
 
 use super::admin::{Admin, Task};
 use super::caps::{self, Identity};
+use super::meter::{METER_RECORD, Window};
 use super::readback::ReadBack;
 use super::regs::{self, Reg, Regs, Rw};
 use super::slow::path::Slow;
@@ -63,6 +64,7 @@ fn identify(function: &dyn PciFunction, regs: &Regs) -> Result<Identity, NicErro
         parser_flags: regs.get(regs::PARSER_FLAGS)?,
         max_slots: regs.get(regs::MAX_SLOTS)?,
         order: version & regs::VERSION_MINOR >= regs::MINOR_ORDER,
+        meter_window: version & regs::VERSION_MINOR >= regs::MINOR_METERS,
     };
     id.check().map_err(|what| NicError::Lies { device: function.name().into(), what })?;
     Ok(id)
@@ -110,6 +112,7 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         tables: vec![],
         slow_queues: 0,
         meters: 0,
+        shared_meters: false,
         pipeline_tx: true,
         parser: caps::PARSER,
         read_back: true,
@@ -127,6 +130,7 @@ pub(crate) fn open(function: Arc<dyn PciFunction>, config: Fl1Config) -> Result<
         slow_closed: true,
         memory,
         pages: None,
+        meters: None,
         caps_at,
         read_back,
         setup_answer: None,
@@ -279,15 +283,25 @@ impl Fl1 {
         (1..=self.id.ports).map(|p| Ok(self.regs.get(regs::PORT_STATUS.of(p))? >> 4 & 0xf == 1)).collect()
     }
 
-    /// Maps one arena for the counter pages of all tables, once, and tells the device of each.
+    /// Maps one arena for the counter pages of all tables and the meter page, once, and tells the device of each.
     fn register_counter_pages(&mut self, iovas: &mut IovaAllocator) -> Result<(), NicError> {
         if self.pages.is_none() {
             let mut layout = Layout::default();
             for t in &mut self.tables {
                 t.page = layout.add(t.info.caps.max_entries as usize * PAGE_RECORD);
             }
+            let meters = self.caps.shared_meters.then(|| layout.add(self.id.meters as usize * METER_RECORD));
             let arena = Arena::new(&*self.function.dma(), iovas, &layout, DmaDirection::FromDevice)?;
+            if let Some(at) = meters {
+                let window = Window::new(Arc::clone(&self.regs), arena.mem().clone(), at);
+                self.meters = Some((Arc::new(window), at));
+            }
             self.pages = Some(arena);
+        }
+        if let (Some((_, at)), Some(pages)) = (&self.meters, &self.pages) {
+            let header = CommandHeader { opcode: op::METER_PAGE, ..CommandHeader::new_zeroed() };
+            let command = buffer_command(header, pages.iova(*at), self.id.meters * METER_RECORD as u32);
+            self.setup("METER_PAGE", command)?;
         }
         for i in 0..self.tables.len() {
             let (Some(t), Some(pages)) = (self.tables.get(i), &self.pages) else { break };
@@ -356,6 +370,9 @@ impl Fl1 {
 impl Drop for Fl1 {
     fn drop(&mut self) {
         self.slow.close();
+        if let Some((window, _)) = &self.meters {
+            window.end_life();
+        }
         // Best effort, in this order: the device stops taking work, then it can reach no memory, then that is unmapped.
         let _ = self.regs.set(regs::CTRL, 0);
         let _ = set_command(&*self.function, COMMAND_BUS_MASTER, 0);

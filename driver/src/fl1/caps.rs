@@ -98,6 +98,8 @@ pub(crate) struct Identity {
     pub(crate) max_slots: u32,
     /// The device can keep a flow's order across the slow path (FL1.md section 8, "Order").
     pub(crate) order: bool,
+    /// The device has the meter window (FL1.md section 2).
+    pub(crate) meter_window: bool,
 }
 
 impl Identity {
@@ -153,7 +155,8 @@ impl Parsed {
             ports: ports.collect(),
             tables: self.tables.iter().map(|t| t.caps.clone()).collect(),
             slow_queues: id.slow_queues as u16,
-            meters: id.meters,
+            meters: id.meters.min(super::meter::METERS_MAX),
+            shared_meters: id.meter_window && id.meters > 0,
             pipeline_tx: true,
             parser: PARSER,
             read_back: true,
@@ -339,6 +342,7 @@ pub(crate) mod tests {
         parser_flags: 0xff,
         max_slots: 16,
         order: true,
+        meter_window: true,
     };
 
     fn fix_crc(blob: &mut [u8]) {

@@ -22,6 +22,7 @@ pub fn device_bytes(data: &[u8]) -> usize {
         parser_flags: header.parser_flags.get(),
         max_slots: 16,
         order: true,
+        meter_window: true,
     };
     if id.check().is_err() {
         return 0;

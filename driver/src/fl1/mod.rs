@@ -19,6 +19,7 @@ mod caps;
 mod codec;
 #[doc(hidden)]
 pub mod fuzz;
+mod meter;
 mod order;
 mod readback;
 mod regs;
@@ -32,8 +33,8 @@ pub use crate::platform::{Machine, Platform};
 
 use crate::dma::{Arena, FilledRing, Offset};
 use crate::nic::{
-    Entry, EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicPort, NicState, SlowRx, SlowTx,
-    Snapshot, TableId, Update, UpdateResult, UpdateStatus,
+    Entry, EntryCounters, EntryId, MeterBucket, MeterConfig, Nic, NicCaps, NicError, NicEvent, NicPort,
+    NicState, SlowRx, SlowTx, Snapshot, TableId, Update, UpdateResult, UpdateStatus,
 };
 use crate::standing::{Checkup, Standing};
 use admin::{Admin, Task};
@@ -215,6 +216,8 @@ pub struct Fl1 {
     slow_closed: bool,
     memory: Arc<Memory>,
     pages: Option<Arena>,
+    /// The meter window, and where the meter page lies in `pages`.
+    meters: Option<(Arc<meter::Window>, Offset)>,
     caps_at: Offset,
     read_back: ReadBack,
     setup_answer: Option<wire::Completion>,
@@ -304,30 +307,6 @@ impl Fl1 {
         }
     }
 
-    /// Sets a meter: `rate` packets per second and a burst of `burst` packets if `packets`, else kilobits. A rate and
-    /// burst of 0 remove it. The answer is an [`UpdateResult`] with this cookie. `Ok(false)`: no room now.
-    pub fn set_meter(
-        &mut self,
-        cookie: u64,
-        meter: u32,
-        rate: u64,
-        burst: u64,
-        packets: bool,
-    ) -> Result<bool, NicError> {
-        self.usable()?;
-        if meter >= self.id.meters || (rate == 0) != (burst == 0) {
-            return Err(NicError::Invalid(format!(
-                "meter {meter} of {}, rate {rate}, burst {burst}",
-                self.id.meters
-            )));
-        }
-        if self.admin.open() == 0 {
-            self.health.progress_at = self.config.platform.now_ns();
-        }
-        let mut command = wire::meter_command(meter, rate, burst, packets);
-        self.admin.push(&self.memory.to_device, &mut command, Task::Meter, cookie, 0)
-    }
-
     fn table_index(&self, id: TableId) -> Option<usize> {
         self.tables.binary_search_by_key(&id, |t| t.info.caps.id).ok()
     }
@@ -372,6 +351,9 @@ impl Fl1 {
     /// Saves what a device that stopped leaves behind: answers every update, takes back what was not sent, and keeps
     /// what was received. No DMA happens any more.
     fn harvest(&mut self) {
+        if let Some((window, _)) = &self.meters {
+            window.end_life();
+        }
         let (results, tables) = (&mut self.results, &mut self.tables);
         self.admin.abort(|p| match p.task {
             Task::Insert(id, _) | Task::Replace(id, _) | Task::Delete(id) => {
@@ -379,13 +361,6 @@ impl Fl1 {
                 if let Some(t) = table {
                     t.set_busy(id.index, false);
                 }
-                results.push(UpdateResult {
-                    cookie: p.cookie,
-                    status: UpdateStatus::Aborted,
-                    counters: None,
-                });
-            }
-            Task::Meter => {
                 results.push(UpdateResult {
                     cookie: p.cookie,
                     status: UpdateStatus::Aborted,
@@ -621,6 +596,24 @@ impl Nic for Fl1 {
 
     fn take_snapshot(&mut self) -> Option<Snapshot> {
         self.read_back.snapshots.pop_front()
+    }
+
+    fn set_meter(&mut self, meter: u32, config: &MeterConfig) -> Result<Arc<dyn MeterBucket>, NicError> {
+        self.usable()?;
+        let set = match &self.meters {
+            Some((window, _)) if meter < self.id.meters => window.set(meter, config),
+            _ => Err(NicError::Invalid(format!("meter {meter} of {}", self.id.meters))),
+        };
+        self.note(set)
+    }
+
+    fn remove_meter(&mut self, meter: u32) -> Result<(), NicError> {
+        self.usable()?;
+        let removed = match &self.meters {
+            Some((window, _)) if meter < self.id.meters => window.remove(meter),
+            _ => Err(NicError::Invalid(format!("meter {meter} of {}", self.id.meters))),
+        };
+        self.note(removed)
     }
 
     fn violation_count(&self) -> Option<u32> {

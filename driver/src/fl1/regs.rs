@@ -49,7 +49,7 @@ macro_rules! registers {
 
 registers! {
     MAGIC: Ro, 0x0000 = 0x3130_4c46;
-    VERSION: Ro, 0x0004 = 0x0001_0002;
+    VERSION: Ro, 0x0004 = 0x0001_0003;
     CTRL: Rw, 0x0008 = 0;
     STATUS: Ro, 0x000c = 1;
     FATAL_CODE: Ro, 0x0010 = 0;
@@ -61,6 +61,7 @@ registers! {
     VIOL_INFO_LO: Ro, 0x0038 = 0;
     VIOL_TOTAL: Ro, 0x0040 = 0;
     HEARTBEAT: Ro, 0x0044 = 0;
+    CLOCK_LO: Ro, 0x0048;
     NUM_PORTS: Ro, 0x0050;
     NUM_SLOWQ: Ro, 0x0054;
     NUM_TABLES: Ro, 0x0058;
@@ -71,6 +72,12 @@ registers! {
     PARSER_FLAGS: Ro, 0x006c;
     MAX_SLOTS: Ro, 0x0070;
     EVENTS_LOST: Ro, 0x0074 = 0;
+    METER_ID: Rw, 0x0080 = 0;
+    METER_RATE: Rw, 0x0084 = 0;
+    METER_BURST: Rw, 0x0088 = 0;
+    METER_CTRL: Wo, 0x008c = 0;
+    METER_LEVEL_LO: Rw, 0x0090 = 0;
+    METER_CHARGE: Rw, 0x0098 = 0;
     ASQ_BASE_LO: Rw, 0x0100 = 0;
     ASQ_SIZE: Rw, 0x0108 = 0;
     ASQ_CTRL: Rw, 0x010c = 0;
@@ -115,6 +122,8 @@ pub(crate) const SLOWQ_ORDER: u32 = 4;
 pub(crate) const VERSION_MINOR: u32 = 0xffff;
 /// Minor version from which on there is [`SLOWQ_ORDER`].
 pub(crate) const MINOR_ORDER: u32 = 2;
+/// Minor version from which on there is the meter window.
+pub(crate) const MINOR_METERS: u32 = 3;
 /// STATUS: registers answer.
 pub(crate) const STATUS_READY: u32 = 1;
 /// STATUS: CTRL.ENABLE as the device obeys it.
@@ -141,6 +150,12 @@ pub(crate) struct Regs {
     name: String,
     bar0: Arc<dyn BarWindow>,
     bar2: Arc<dyn BarWindow>,
+}
+
+impl std::fmt::Debug for Regs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Regs({})", self.name)
+    }
 }
 
 impl Regs {

@@ -75,13 +75,6 @@ impl Fl1 {
                 self.admin.close(cookie);
                 self.complete_read(&p, c)
             }
-            Task::Meter => {
-                self.admin.close(cookie);
-                let status =
-                    if c.status.get() == status::OK { UpdateStatus::Ok } else { refusal(c.status.get()) };
-                self.results.push(UpdateResult { cookie: p.cookie, status, counters: None });
-                Ok(())
-            }
             Task::Setup => {
                 self.admin.close(cookie);
                 self.setup_answer = Some(*c);

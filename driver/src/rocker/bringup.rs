@@ -119,6 +119,7 @@ fn caps(config: &RockerConfig, ports: u32) -> NicCaps {
         tables: vec![table_caps(config.entries)],
         slow_queues: 1,
         meters: 0,
+        shared_meters: false,
         pipeline_tx: false,
         parser: ParserCaps { whole: false, tags: 1, service_tags: false },
         read_back: false,

@@ -6,6 +6,7 @@ mod beside;
 mod faults;
 mod figures;
 mod harness;
+mod meters;
 mod order;
 mod packets;
 mod tunnels;

@@ -278,24 +278,3 @@ fn a_completion_and_a_packet_raise_the_interrupt() {
     assert!(raised(&b));
     b.finish();
 }
-
-#[test]
-fn an_entry_may_use_a_meter_that_was_set() {
-    let mut b = Bench::new(Profile::standard());
-    let entry = b.entry(TableId(0), &to_host(1), &[NicAction::Meter(5), NicAction::Output(NicPort(2))]);
-    assert_eq!(b.insert(at(0, 0), entry.clone()), UpdateStatus::Rejected(11), "there is no meter 5");
-    assert!(b.nic.set_meter(99, 5, 1, 2, true).unwrap());
-    b.nic.kick().unwrap();
-    b.until("the meter", |b| !b.results.is_empty());
-    assert_eq!(
-        b.results.drain(..).map(|r| (r.cookie, r.status)).collect::<Vec<_>>(),
-        [(99, UpdateStatus::Ok)]
-    );
-    assert_eq!(b.insert(at(0, 0), entry), UpdateStatus::Ok);
-    for _ in 0..5 {
-        b.inject(1, &tcp(9, 1, 80));
-    }
-    assert_eq!(b.sent(2).len(), 2, "the burst");
-    assert!(b.nic.set_meter(1, 256, 1, 1, true).is_err() && b.nic.set_meter(1, 0, 1, 0, true).is_err());
-    b.finish();
-}

@@ -6,6 +6,7 @@
 use super::Ingress;
 use super::matching::{L3, L4, Wants};
 use crate::header::{Needs, SetEffect, SetField, action_name, effect_of};
+use crate::meter::MeterCause;
 use crate::pipeline::{Pipeline, all_bits};
 use crate::refusal::{ActionCause, Cause, Limit};
 use flowlift_driver::nic::{ActionKind, Field, FieldValue, NicAction, Stage, TableCaps};
@@ -83,6 +84,7 @@ struct Builder<'a> {
     known: SmallVec<[(Field, u128, u128); 16]>,
     tags: u32,
     outputs: bool,
+    metered: bool,
     ttl_changed: bool,
     metadata_changed: Option<&'static str>,
     /// Outer headers were put on, so that the headers of the match are not the packet's first ones.
@@ -201,8 +203,8 @@ impl Builder<'_> {
             return Err(ActionCause::Needs("eth_type"));
         }
         // An expired packet goes to software unchanged, which runs the flow from its start: exact as long as nothing
-        // was sent before, and as long as the TTL that is looked at is the one that came in.
-        if self.outputs || self.ttl_changed {
+        // was sent and no meter asked before, and as long as the TTL that is looked at is the one that came in.
+        if self.outputs || self.metered || self.ttl_changed {
             return Err(ActionCause::NotFirst);
         }
         self.has(ActionKind::DecTtl)?;
@@ -233,6 +235,17 @@ impl Builder<'_> {
         }
         self.outputs = true;
         self.out.push(NicAction::Output(nic));
+        Ok(())
+    }
+
+    fn meter(&mut self, id: u32) -> Result<(), ActionCause> {
+        self.has(ActionKind::Meter)?;
+        if !self.pipeline.caps().shared_meters {
+            return Err(ActionCause::TwoBuckets);
+        }
+        let number = self.pipeline.meter(id).unwrap_or(Err(MeterCause::Missing));
+        self.out.push(NicAction::Meter(number.map_err(ActionCause::Meter)?));
+        self.metered = true;
         Ok(())
     }
 
@@ -288,6 +301,7 @@ pub(crate) fn lower(
         known: wants.fields.iter().map(|w| (w.field, w.value, w.mask)).collect(),
         tags: wants.tags.into(),
         outputs: false,
+        metered: false,
         ttl_changed: false,
         metadata_changed: None,
         tunnelled: false,
@@ -315,8 +329,7 @@ pub(crate) fn lower(
             },
             // No packet in the NIC's tables has been through connection tracking.
             Action::CtClear => Ok(()),
-            Action::Meter(_) if table.actions.has(ActionKind::Meter) => Err(ActionCause::TwoBuckets),
-            Action::Meter(_) => Err(ActionCause::NotInTable),
+            Action::Meter(id) => b.meter(*id),
             _ => Err(ActionCause::Software),
         };
         done.map_err(|why| Cause::Action { index: *index, name: action_name(action), why })?;

@@ -76,6 +76,7 @@ impl Planner {
         }
         if slot.pending == 0 {
             self.finish(id, now_ns);
+            self.settle_meters(id);
         }
     }
 

@@ -13,6 +13,7 @@
 //! - No decision depends on the order of a hash map or on a clock of its own: a run replays from its inputs.
 
 mod complete;
+mod meters;
 mod outbox;
 mod places;
 mod prints;
@@ -23,19 +24,22 @@ mod work;
 pub use slot::{Counters, FlowId, Reason, State};
 
 use crate::form::Forms;
+use crate::meter::Meter;
 use crate::pipeline::Pipeline;
 use crate::placement::{Busiest, Placement};
 use crate::ports::PortMap;
 use crate::recirc::{Hop, RecircGraph, hop, recirc_id};
 use flowlift_driver::nic::{
-    EntryCounters, EntryId, Nic, NicCaps, NicError, NicEvent, NicState, TableId, UpdateResult,
+    EntryCounters, EntryId, MeterBucket, Nic, NicCaps, NicError, NicEvent, NicState, TableId, UpdateResult,
 };
 use flowlift_flow::Flow;
+use meters::Meters;
 use outbox::Outbox;
 use places::PlaceMap;
 use prints::Prints;
 use slot::{Op, Slot};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// Where flows are kept: the software path's table.
 pub trait FlowSource {
@@ -50,12 +54,34 @@ pub trait FlowSource {
         let _ = id;
         0
     }
+    /// A meter as it is now; `None` if there is none, or if meters are not for the NIC.
+    fn meter(&self, meter: u32) -> Option<Meter> {
+        let _ = meter;
+        None
+    }
+    /// Lends a meter's bucket to the NIC by `to`, and draws on what that gives from now on. One that is lent stays so, without `to`.
+    ///
+    /// # Errors
+    /// Those of `to`, or [`NicError::Invalid`] if there is no such meter; nothing is lent then.
+    fn lend_meter(&self, meter: u32, to: &mut LendMeter<'_>) -> Result<(), NicError> {
+        let _ = to;
+        Err(NicError::Invalid(format!("meter {meter}")))
+    }
+    /// Takes a meter's bucket back, if it is lent.
+    fn take_meter_back(&self, meter: u32) {
+        let _ = meter;
+    }
     /// Packets that software handled for it: how busy a flow is that waits for a place.
     fn packets(&self, id: FlowId) -> u64 {
         let _ = id;
         0
     }
 }
+
+/// Puts a bucket that is lent into the NIC: the meter that it is of, and what is in it, as [`MeterConfig::level`].
+///
+/// [`MeterConfig::level`]: flowlift_driver::nic::MeterConfig::level
+pub type LendMeter<'a> = dyn FnMut(&Meter, u64) -> Result<Arc<dyn MeterBucket>, NicError> + 'a;
 
 /// What the planner counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -156,6 +182,7 @@ pub struct Planner {
     prints: Prints,
     /// Forms of the flows that were planned of late.
     forms: Forms,
+    meters: Meters,
     /// The flow that was planned last: the next one takes its memory.
     flow: Option<Box<Flow>>,
 }
@@ -197,6 +224,7 @@ impl Planner {
             events: Vec::new(),
             prints: Prints::default(),
             forms: Forms::default(),
+            meters: Meters::default(),
             flow: None,
             pipeline,
         }
@@ -228,8 +256,9 @@ impl Planner {
     /// Takes other ports: the datapath has got a port of the NIC, or lost one. All flows are planned again; those that this
     /// does not concern stay as they are in hardware.
     pub fn set_ports(&mut self, ports: &PortMap) {
-        self.pipeline = Pipeline::new(self.pipeline.caps(), ports);
+        self.pipeline = Pipeline::new(self.pipeline.caps(), ports).with_meters_of(&self.pipeline);
         self.forms.clear();
+        self.all_meters_changed();
         for n in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
             self.enqueue(FlowId(n));
         }
@@ -375,6 +404,7 @@ impl Planner {
             self.stage_moved(id);
         }
         self.place(nic, source, now_ns);
+        self.tend_meters(nic, source);
         if self.gone {
             return self.plan_without_device();
         }
@@ -390,6 +420,7 @@ impl Planner {
                 break;
             }
         }
+        self.release_meters(nic, source);
     }
 
     fn slot(&self, id: FlowId) -> Option<&Slot> {

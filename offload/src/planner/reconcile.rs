@@ -52,6 +52,7 @@ impl Planner {
             }
         }
         self.places.clear();
+        self.meters_lost();
     }
 
     /// Without a device every flow is software's, and removals are done at once.

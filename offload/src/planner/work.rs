@@ -55,7 +55,7 @@ impl Planner {
     }
 
     /// Brings a flow nearer to where it should be.
-    pub(super) fn plan(&mut self, id: FlowId, nic: &dyn Nic, source: &dyn FlowSource) {
+    pub(super) fn plan(&mut self, id: FlowId, nic: &mut dyn Nic, source: &dyn FlowSource) {
         let Some(slot) = self.slot_mut(id) else { return };
         slot.queued = false;
         if slot.op != Op::None {
@@ -73,20 +73,22 @@ impl Planner {
         slot.rewrite = false;
         let mut flow = self.flow.take().unwrap_or_default();
         if source.read(id, &mut flow) {
-            self.plan_flow(id, &flow, source.rank(id), nic);
+            self.plan_flow(id, &flow, source, nic);
         } else {
             self.keep_in_software(id, Reason::NoFlow, None);
         }
         self.flow = Some(flow);
     }
 
-    fn plan_flow(&mut self, id: FlowId, flow: &Flow, rank: u16, nic: &dyn Nic) {
+    fn plan_flow(&mut self, id: FlowId, flow: &Flow, source: &dyn FlowSource, nic: &mut dyn Nic) {
+        let rank = source.rank(id);
+        self.ask_meters(id, &flow.actions, source);
         let Some(slot) = self.slot(id) else { return };
         let (mut excluded, recirc) = (Excluded(slot.excluded), slot.recirc_id);
         // What the device said of a table that it would not take this flow into.
         let mut full = slot.reason().filter(|r| matches!(r, Reason::TableFull(_) | Reason::MasksFull(_)));
         loop {
-            let ready = match self.prepare(flow, recirc, rank, excluded, nic) {
+            let ready = match self.prepare(flow, recirc, rank, excluded, &*nic) {
                 Ok(ready) => ready,
                 Err(Refusal { cause: Cause::Limit(Limit::Full), .. }) if full.is_some() => {
                     let reason = full.unwrap_or(Reason::Queued);
@@ -101,6 +103,9 @@ impl Planner {
                     return self.keep_in_software(id, Reason::Refused(refusal), None);
                 }
             };
+            if let Err(refusal) = self.lend_meters(id, nic, source) {
+                return self.keep_in_software(id, Reason::Refused(refusal), None);
+            }
             if self.slot(id).is_some_and(|s| s.installed != 0) {
                 return self.change(id, &ready, nic);
             }
@@ -247,6 +252,7 @@ impl Planner {
             slot.table = table;
             self.set_waits(id, true);
         }
+        self.settle_meters(id);
     }
 
     /// The flow is gone from hardware for good; its slot is free.
@@ -257,6 +263,7 @@ impl Planner {
         let base = slot.base;
         *slot = super::slot::Slot { generation, ..Default::default() };
         self.removed.push((id, base));
+        self.settle_meters(id);
     }
 
     /// Hands queued updates to the device. False if it took no more.

@@ -50,7 +50,7 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|(offset, width, value)| Act::Register { offset, width, value }),
         1 => (prop_oneof![Just(0usize), Just(0x40), Just(0x80), Just(0x400), Just(0x440)], bell)
             .prop_map(|(slot, value)| Act::Bell { slot, value }),
-        6 => (0usize..12, changes()).prop_map(|(which, changes)| Act::Command { which, changes }),
+        6 => (0usize..13, changes()).prop_map(|(which, changes)| Act::Command { which, changes }),
         1 => proptest::collection::vec(any::<u8>(), 64..256).prop_map(Act::Raw),
         2 => (changes(), frame()).prop_map(|(changes, frame)| Act::Tx { changes, frame }),
         1 => (0u64..64, any::<[u8; 16]>()).prop_map(|(place, bytes)| Act::RxBuffer { place, bytes }),
@@ -77,6 +77,7 @@ fn command(which: usize) -> Vec<u8> {
         8 => buffer(8, 0, 5, 1, 0, SCRATCH, 48),
         9 => buffer(9, 0, 0, 1, 0, SCRATCH, 8192),
         10 => buffer(10, 2, 0, 0, 0, PAGE, 65_536),
+        11 => buffer(11, 0, 0, 0, 0, PAGE, 16_384),
         _ => insert(4, 3, 1, &full, &unit(6, 0, &[5, 0, 0, 0])),
     }
 }

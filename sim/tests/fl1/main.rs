@@ -4,6 +4,7 @@
 mod faults;
 mod host;
 mod hostile;
+mod meters;
 mod oracle;
 mod order;
 mod pipeline;

@@ -115,6 +115,9 @@ fn golden_commands_decode() {
     let c = decode_command(&b).unwrap();
     assert_eq!((c.opcode, c.table, c.generation, c.count), (Opcode::Counters, 2, 9, 16));
     assert_eq!((c.iova, c.len), (0x1_0000_2000, 768));
+    let b = golden("meter_page");
+    let c = decode_command(&b).unwrap();
+    assert_eq!((c.opcode, c.iova, c.len), (Opcode::MeterPage, 0x1_0000_4000, 16384));
     let b = golden("meter_set");
     let c = decode_command(&b).unwrap();
     assert_eq!((c.opcode, c.entry, c.rate, c.burst, c.meter_packets), (Opcode::MeterSet, 5, 1000, 10, true));

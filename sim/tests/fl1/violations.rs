@@ -132,9 +132,9 @@ fn head_overrun() {
 #[test]
 fn unknown_opcode() {
     let mut h = Host::new("tiny");
-    let d = h.command(&header(11, 0, 0, 0, 0));
-    assert_eq!((d.status(), d.detail(), d.cookie()), (1, 11, 0xc0b_0000));
-    expect(&mut h, 11, 11);
+    let d = h.command(&header(12, 0, 0, 0, 0));
+    assert_eq!((d.status(), d.detail(), d.cookie()), (1, 11, 0xc0c_0000));
+    expect(&mut h, 11, 12);
     h.must(&header(0, 0, 0, 0, 0));
 }
 

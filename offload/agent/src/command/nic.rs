@@ -96,6 +96,7 @@ fn to_json(caps: &NicCaps) -> Value {
         "model": caps.model,
         "slow_queues": caps.slow_queues,
         "meters": caps.meters,
+        "shared_meters": caps.shared_meters,
         "pipeline_tx": caps.pipeline_tx,
         "parser": {
             "whole": caps.parser.whole,

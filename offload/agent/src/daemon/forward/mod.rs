@@ -4,6 +4,7 @@
 //! Others change ports and flows by its mailbox. It sleeps when there is nothing to do, but looks again at once for a moment
 //! after a burst of packets ([`SPIN`]), which saves a wake-up per batch while they come.
 
+mod meter;
 mod nic;
 mod offload;
 mod port;
@@ -377,6 +378,13 @@ impl Forwarder {
         match self.nic.as_mut().filter(|nic| nic.serves(dp)) {
             Some(nic) => nic.remove(&mut self.lanes, dp, ids, now_ns()),
             None => vec![Default::default(); ids.len()],
+        }
+    }
+
+    /// Takes note that a meter was set or deleted.
+    pub fn meter_changed(&mut self, dp: DpIndex, id: u32) {
+        if let Some(nic) = &mut self.nic {
+            nic.meter_changed(dp, id);
         }
     }
 

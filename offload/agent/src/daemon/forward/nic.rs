@@ -4,17 +4,20 @@
 //! number is in use until the NIC has let go of the flow. How datapaths share the NIC is [`Share`]'s matter.
 
 use super::Lane;
+use super::meter::{Lent, planned};
 use super::offload::OffloadClock;
 use super::representor::Representor;
 use super::route::Exits;
 use super::share::Share;
-use flowlift_driver::nic::{Nic, NicPort, NicState, PortCounters};
+use flowlift_driver::nic::{Nic, NicError, NicPort, NicState, PortCounters};
 use flowlift_flow::{Flow, Metadata, PortNo};
-use flowlift_offload::planner::{self, Counters, FlowSource, Planner, Reason, State};
+use flowlift_offload::meter::Meter;
+use flowlift_offload::planner::{self, Counters, FlowSource, LendMeter, Planner, Reason, State};
 use flowlift_ovs::backend::DpIndex;
-use flowlift_softpath::FlowId;
+use flowlift_softpath::{FlowId, LentBucket, MeterHandle};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Packets taken from the slow queues in a turn.
@@ -102,12 +105,18 @@ struct Source<'a> {
     lanes: RefCell<&'a mut Lanes>,
     planned: &'a [Option<Planned>],
     share: &'a Share,
+    now_ms: u64,
 }
 
 impl Source<'_> {
     fn id(&self, id: planner::FlowId) -> Option<(DpIndex, FlowId)> {
         let planned = self.planned.get(id.0 as usize).copied().flatten()?;
         Some((planned.dp, planned.flow?))
+    }
+
+    fn meter_handle(&self, number: u32) -> Option<MeterHandle> {
+        let (dp, id) = self.share.meter_owner(number)?;
+        self.lanes.borrow_mut().get_mut(&dp)?.worker.meter(id)
     }
 }
 
@@ -116,6 +125,27 @@ impl FlowSource for Source<'_> {
         let (dp, id) = self.id(id)?;
         let flow = self.lanes.borrow_mut().get_mut(&dp)?.worker.flow(id)?;
         Some(self.share.planned(dp, flow))
+    }
+
+    fn meter(&self, meter: u32) -> Option<Meter> {
+        self.meter_handle(meter).map(|handle| planned(handle.config()))
+    }
+
+    fn lend_meter(&self, meter: u32, to: &mut LendMeter<'_>) -> Result<(), NicError> {
+        let handle = self
+            .meter_handle(meter)
+            .ok_or_else(|| NicError::Invalid(format!("there is no meter {meter}")))?;
+        // No packet is at work: this thread is the one that moves them.
+        handle.lend(self.now_ms, |level| {
+            let bucket: Arc<dyn LentBucket> = Arc::new(Lent(to(&planned(handle.config()), level)?));
+            Ok(bucket)
+        })
+    }
+
+    fn take_meter_back(&self, meter: u32) {
+        if let Some(handle) = self.meter_handle(meter) {
+            handle.take_back(self.now_ms);
+        }
     }
 
     fn packets(&self, id: planner::FlowId) -> u64 {
@@ -244,7 +274,8 @@ impl NicSide {
     /// Plans every flow for the ports as they are now.
     fn plan_anew(&mut self, lanes: &mut Lanes) {
         self.planner.set_ports(self.share.ports());
-        let source = Source { lanes: RefCell::new(lanes), planned: &self.planned, share: &self.share };
+        let (planned, share) = (&self.planned, &self.share);
+        let source = Source { lanes: RefCell::new(lanes), planned, share, now_ms: 0 };
         for number in self.by_slot.values() {
             if let Some(flow) = source.flow(*number) {
                 self.planner.put(*number, &flow);
@@ -317,6 +348,13 @@ impl NicSide {
             waiting == 0
         });
         numbers.into_iter().map(|n| n.and_then(|n| last.get(&n).copied()).unwrap_or_default()).collect()
+    }
+
+    /// Takes note that a meter was set or deleted.
+    pub(super) fn meter_changed(&mut self, dp: DpIndex, id: u32) {
+        if let Some(number) = self.share.meter(dp, id) {
+            self.planner.meter_changed(number);
+        }
     }
 
     /// Takes note that all flows of a datapath are no more.
@@ -394,7 +432,12 @@ impl NicSide {
     }
 
     fn pump(&mut self, lanes: &mut Lanes, now_ns: u64) {
-        let source = Source { lanes: RefCell::new(lanes), planned: &self.planned, share: &self.share };
+        let source = Source {
+            lanes: RefCell::new(lanes),
+            planned: &self.planned,
+            share: &self.share,
+            now_ms: now_ns / 1_000_000,
+        };
         self.planner.pump(&mut *self.nic, &source, now_ns);
     }
 

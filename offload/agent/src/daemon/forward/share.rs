@@ -11,10 +11,14 @@ use flowlift_offload::planner::Reason;
 use flowlift_offload::ports::PortMap;
 use flowlift_offload::refusal::{ActionCause, Cause, FieldCause, Refusal};
 use flowlift_ovs::backend::DpIndex;
+use flowlift_softpath::meter::MAX_METERS;
 
 /// Bits of a datapath's own port numbers.
 const OWN_BITS: u32 = 16;
 const OWN: u32 = (1 << OWN_BITS) - 1;
+/// Bits of a datapath's own meters' numbers.
+const METER_BITS: u32 = MAX_METERS.trailing_zeros();
+const _: () = assert!(MAX_METERS.is_power_of_two());
 /// Number within a datapath that no port of one has (ports go up to 65,534).
 const NO_PORT: u32 = OWN;
 
@@ -116,8 +120,19 @@ impl Share {
             // Beyond what ports are numbered by.
             (*key, *mask) = (high | NO_PORT, u32::MAX);
         }
-        renumber(&mut flow.actions, high);
+        renumber(&mut flow.actions, place);
         flow
+    }
+
+    /// The planner's number of a datapath's meter; `None` if the datapath has no port of the NIC.
+    pub(super) fn meter(&self, dp: DpIndex, id: u32) -> Option<u32> {
+        Some(renumbered_meter(self.place(dp)?, id))
+    }
+
+    /// The datapath of a meter, and its own number of it.
+    pub(super) fn meter_owner(&self, number: u32) -> Option<(DpIndex, u32)> {
+        let dp = self.places.get((number >> METER_BITS) as usize).copied().flatten()?;
+        Some((dp, number & (MAX_METERS - 1)))
     }
 
     /// A reason with the datapath's own port numbers.
@@ -137,16 +152,22 @@ impl Share {
     }
 }
 
-/// Puts a datapath's place into the outputs of a list.
-fn renumber(actions: &mut [Action], high: u32) {
+/// A meter's number with its datapath's place; one that no meter has stays so.
+fn renumbered_meter(place: u32, id: u32) -> u32 {
+    if id < MAX_METERS { place << METER_BITS | id } else { u32::MAX }
+}
+
+/// Puts a datapath's place into the outputs and meters of a list.
+fn renumber(actions: &mut [Action], place: u32) {
     for action in actions {
         match action {
-            Action::Output(port) => port.0 = high | port.0.min(NO_PORT),
-            Action::Clone(inner) | Action::Sample { actions: inner, .. } => renumber(inner, high),
-            Action::DecTtl { exception } => renumber(exception, high),
+            Action::Output(port) => port.0 = place << OWN_BITS | port.0.min(NO_PORT),
+            Action::Meter(id) => *id = renumbered_meter(place, *id),
+            Action::Clone(inner) | Action::Sample { actions: inner, .. } => renumber(inner, place),
+            Action::DecTtl { exception } => renumber(exception, place),
             Action::CheckPktLen { greater, less_or_equal, .. } => {
-                renumber(greater, high);
-                renumber(less_or_equal, high);
+                renumber(greater, place);
+                renumber(less_or_equal, place);
             }
             _ => {}
         }
@@ -198,6 +219,22 @@ mod tests {
         assert!(share.detach(TWO, PortNo(1)) && !share.detach(TWO, PortNo(1)));
         assert_eq!(share.datapaths().collect::<Vec<_>>(), [ONE]);
         assert_eq!(share.planned(ONE, flow(text)), flow(text));
+    }
+
+    #[test]
+    fn meters_of_two_datapaths_have_two_numbers() {
+        let mut share = Share::default();
+        assert!(share.attach(ONE, PortNo(1), NicPort(1)) && share.attach(TWO, PortNo(1), NicPort(2)));
+        let metered = flow(
+            "recirc_id(0),in_port(1),eth(),eth_type(0x0800),ipv4(frag=no), packets:0, bytes:0, used:never, \
+             actions:clone(meter(3),2)",
+        );
+        for dp in [ONE, TWO] {
+            let [Action::Clone(inner)] = &share.planned(dp, metered.clone()).actions[..] else { panic!() };
+            let [Action::Meter(number), _] = inner[..] else { panic!() };
+            assert_eq!((share.meter(dp, 3), share.meter_owner(number)), (Some(number), Some((dp, 3))));
+        }
+        assert_eq!(share.meter_owner(share.meter(TWO, MAX_METERS).unwrap()), None);
     }
 
     #[test]

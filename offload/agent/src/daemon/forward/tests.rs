@@ -1,5 +1,7 @@
 //! The forwarder with the simulated NIC in this process.
 
+mod meters;
+
 use super::*;
 use crate::engine::{Harness, NicSetup, Simulated};
 use crate::open;

@@ -293,6 +293,7 @@ impl Backend for Plane {
             error => Refusal::Invalid(error.to_string()),
         })?;
         self.log(|journal| journal.meter(index, id, Some(config)));
+        self.tell_meter(index, id);
         Ok(before.map(meter_stats))
     }
 
@@ -314,6 +315,7 @@ impl Backend for Plane {
         }
         let before = dp.table.get_mut().delete_meter(id).map(meter_stats);
         self.log(|journal| journal.meter(index, id, None));
+        self.tell_meter(index, id);
         Ok(before)
     }
 

@@ -124,6 +124,13 @@ impl Plane {
         self.offered.set(true);
     }
 
+    /// Has the forwarder bring a meter that was set or deleted to the NIC, if it is there.
+    pub(super) fn tell_meter(&self, index: DpIndex, id: u32) {
+        if !self.nic_ports.is_empty() {
+            self.forwarder.send(move |f| f.meter_changed(index, id));
+        }
+    }
+
     /// The requests that were there are handled.
     pub fn end_turn(&self) {
         if self.offered.take() {
