@@ -156,14 +156,14 @@ def plugin():
 
 def eal(*more, lcores="0,1", memory=256):
     """Arguments of DPDK's environment for a machine without huge pages."""
-    return ["--no-huge", "-m", str(memory), "--no-pci", "--no-shconf", "--no-telemetry", "-l", lcores, "-d", plugin(), *more]
+    return ["--no-huge", "-m", str(memory), "--no-pci", "--no-shconf", "--no-telemetry", "--lcores", lcores, "-d", plugin(), *more]
 
 
 class Testpmd:
     """dpdk-testpmd, asked one command at a time."""
 
-    def __init__(self, folder, name, *vdevs, queues=1, ring=0, mbufs=8192):
-        arguments = [*eal(*vdevs), "--", "-i", f"--total-num-mbufs={mbufs}", f"--rxq={queues}", f"--txq={queues}"]
+    def __init__(self, folder, name, *vdevs, queues=1, ring=0, mbufs=8192, lcores="0,1", more=()):
+        arguments = [*eal(*vdevs, lcores=lcores), "--", "-i", f"--total-num-mbufs={mbufs}", f"--rxq={queues}", f"--txq={queues}", *more]
         # 0: what the driver suggests.
         arguments += [f"--rxd={ring}", f"--txd={ring}"] if ring else []
         self.process = Process(folder, name, "stdbuf", "-o0", "dpdk-testpmd", *arguments, stdin=subprocess.PIPE)

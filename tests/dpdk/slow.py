@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """`slow.py [SECONDS]`: the slow path, packets that go round between two ports of a simulated NIC on one cable.
 
-By tests/dpdk/rate's `bursts`: the CPU time of a thread that receives and sends, without its waiting. By testpmd, which polls
+First that none is lost: while the NIC fails again and again, and while two threads poll and send by queues of their own.
+Then by tests/dpdk/rate's `bursts`: the CPU time of a thread that receives and sends, without its waiting. By testpmd, which polls
 without pause: packets per second by the clock, and what each thread of the process spends meanwhile."""
 
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-from common import Testpmd, check, eal, main, output
+from common import Testpmd, check, eal, main, until
 from perf import build
 
 SECONDS = 5
@@ -28,10 +30,53 @@ def spent(pid):
     return {(t / "comm").read_text().strip(): int((t / "schedstat").read_text().split()[0]) / 1e3 for t in tasks}
 
 
-def by_bursts(seconds):
-    text = output(str(build() / "bursts"), *eal(*VDEVS, lcores="0"), "--", str(PACKETS), str(seconds))
-    said = {name: float(value) for name, value in re.findall(r"(\w+)=(-?[0-9.]+)", text.splitlines()[-1])}
-    check(said["lost"] == 0 and said["nic_violations"] == 0, f"lost, violations: {said}")
+def bursts(program, seconds, *vdevs):
+    """What `bursts` prints, and how often the NIC failed meanwhile; none if it failed as it was brought up."""
+    command = [str(program), *eal(*vdevs, lcores="0"), "--", str(PACKETS), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    text = done.stdout + done.stderr
+    failures = text.count("the NIC failed")
+    if failures and "failed to initialize" in text:
+        return None
+    check(done.returncode == 0, text[-3000:])
+    line = next(line for line in done.stdout.splitlines() if line.startswith("received="))
+    said = {name: float(value) for name, value in re.findall(r"(\w+)=(-?[0-9.]+)", line)}
+    check(said["lost"] == 0 and said["nic_violations"] == 0, f"lost, violations: {said}, {failures} failures")
+    check(said["received"] > 0, f"nothing went round: {said}")
+    return said, failures
+
+
+def through_failures(program):
+    """DMA that is blocked at a time, at each of which the NIC is reset and brought up again."""
+    failures = 0
+    for seed in range(1, 20):
+        said = bursts(program, 1, f"{VDEVS[0]},seed={seed},faults=dma_fault=0.000004", VDEVS[1])
+        failures += said[1] if said else 0
+        if failures >= 3:
+            print(f"  through {failures} failures of the NIC: no packet lost")
+            return
+    check(False, f"the NIC failed {failures} times only")
+
+
+def by_two_threads(folder, seconds):
+    """Two threads, each with a queue of each port: a port's queues share one of the NIC's."""
+    more = ["--nb-cores=2", "--txonly-multi-flow"]
+    testpmd = Testpmd(folder, "threads", *VDEVS, queues=2, ring=4096, mbufs=32768, lcores="0@0,1@0,2@1", more=more)
+    testpmd.ask("set fwd io")
+    testpmd.ask("start tx_first 16")
+    time.sleep(seconds)
+    before = counted(testpmd)
+    until(30, "packets that still go round", lambda: counted(testpmd)[0] > before[0] + 10_000)
+    text = testpmd.ask("stop") + testpmd.ask("show port stats all")
+    for what in ("RX-dropped", "TX-dropped", "RX-missed", "RX-errors", "RX-nombuf", "TX-errors"):
+        check(set(re.findall(rf"{what}:\s*(\d+)", text)) == {"0"}, f"{what}: {text}")
+    testpmd.counts(nic_violations=0)
+    testpmd.quit()
+    print("  two threads: no packet lost")
+
+
+def by_bursts(program, seconds):
+    said, _ = bursts(program, seconds, *VDEVS)
     receive, send = said["receive"] / said["received"], said["send"] / said["sent"]
     print(f"  per CPU second of the thread that moves them, in bursts of {said['received'] / said['receive_bursts']:.0f}:")
     for what, ns in (("received", receive), ("sent", send), ("received and sent", receive + send)):
@@ -67,7 +112,10 @@ def by_testpmd(folder, seconds):
 
 def test(folder):
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
-    by_bursts(seconds)
+    program = build() / "bursts"
+    through_failures(program)
+    by_two_threads(folder, 1)
+    by_bursts(program, seconds)
     by_testpmd(folder, seconds)
 
 

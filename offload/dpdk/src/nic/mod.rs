@@ -458,8 +458,8 @@ impl SharedNic {
             };
             events.drain(..).for_each(|event| self.tell(event));
             if turn == Turn::Stuck {
-                // The NIC needs the CPU more, and a thread that sends comes by itself.
-                self.service.sleep(NAP, || !self.mailbox.is_empty());
+                // The NIC needs the CPU more, and a thread that goes on sending comes by itself: it does not wake this one.
+                std::thread::sleep(NAP);
                 continue;
             }
             (idle, nap) = if turn == Turn::Idle { (idle + 1, nap) } else { (0, NAP) };

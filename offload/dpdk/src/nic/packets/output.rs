@@ -10,8 +10,6 @@ use std::sync::atomic::Ordering;
 
 /// Packets taken out of a queue's ring at once.
 const BATCH: usize = 64;
-/// Packets whose buffers are fetched ahead of their turn.
-const AHEAD: usize = 4;
 
 /// What became of the packets that waited in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,11 +80,7 @@ fn give(queue: &TxQueue, burst: &mut SlowBurst<'_>, packets: &[*mut sys::rte_mbu
     let to = SlowTx::Port(queue.port);
     let (mut done, mut sent, mut bytes) = (0, 0, 0);
     let mut gathered = Vec::new();
-    packets.iter().take(AHEAD).for_each(|packet| fetch(*packet));
-    for (n, packet) in packets.iter().enumerate() {
-        if let Some(later) = packets.get(n + AHEAD) {
-            fetch(*later);
-        }
+    for packet in packets {
         let frame = frame_of(*packet, &mut gathered);
         match burst.send(to, frame) {
             Ok(true) => {
@@ -105,22 +99,12 @@ fn give(queue: &TxQueue, burst: &mut SlowBurst<'_>, packets: &[*mut sys::rte_mbu
     done
 }
 
-/// Asks the cache for a packet's record, whose first look is a miss: another CPU may have written it.
-fn fetch(packet: *mut sys::rte_mbuf) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch touches no memory that the program sees, whatever the address.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(packet.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = packet;
-}
-
 /// A packet's bytes; gathered in `gathered` if they lie in several segments.
 fn frame_of(packet: *mut sys::rte_mbuf, gathered: &mut Vec<u8>) -> &[u8] {
     let segment = |m: *mut sys::rte_mbuf| {
         let (mut len, mut next) = (0, null_mut());
-        // SAFETY: the packet came out of the transmit ring, so that it is this thread's until it is freed; its segments are
+        // SAFETY: the packet is the application's own of this burst or waited in the queue, so that it is this thread's until it is
+        // freed; its segments are
         // a list that ends with null.
         let data = unsafe { sys::flowlift_mbuf_segment(m, &mut len, &mut next) };
         // SAFETY: a segment has `len` bytes at `data`, which nobody changes while the packet is ours.
