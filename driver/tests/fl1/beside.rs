@@ -11,17 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const PORT: NicPort = NicPort(2);
 const TO: SlowTx = SlowTx::Port(PORT);
 
-/// A frame with a number.
-fn numbered(n: u32) -> Vec<u8> {
-    let mut f = tcp(1, 99, 80);
-    f[54..58].copy_from_slice(&n.to_be_bytes());
-    f
-}
-
-fn number(frame: &[u8]) -> u32 {
-    u32::from_be_bytes(frame[54..58].try_into().unwrap())
-}
-
 fn numbers(frames: &[Vec<u8>]) -> Vec<u32> {
     frames.iter().map(|f| number(f)).collect()
 }

@@ -361,17 +361,6 @@ fn surprise_removal_is_noticed_and_nothing_that_was_received_is_lost() {
     }
 }
 
-/// A frame with a number.
-fn numbered(n: u32) -> Vec<u8> {
-    let mut f = tcp(1, 99, 80);
-    f[54..58].copy_from_slice(&n.to_be_bytes());
-    f
-}
-
-fn number(frame: &[u8]) -> u32 {
-    u32::from_be_bytes(frame[54..58].try_into().unwrap())
-}
-
 #[test]
 fn slow_path_packets_pass_once_and_in_order_through_any_failure() {
     const FRAMES: u32 = 150;

@@ -209,3 +209,15 @@ pub(crate) fn to_host(x: u8) -> Vec<(Field, u128, u128)> {
     let dst = 0x0a00_0000 | u128::from(x);
     vec![(Field::EthType, 0x800, 0xffff), (Field::Ipv4Dst, dst, 0xffff_ffff)]
 }
+
+/// A frame with a number.
+pub(crate) fn numbered(n: u32) -> Vec<u8> {
+    let mut f = tcp(1, 99, 80);
+    f[54..58].copy_from_slice(&n.to_be_bytes());
+    f
+}
+
+/// The number of such a frame.
+pub(crate) fn number(frame: &[u8]) -> u32 {
+    u32::from_be_bytes(frame[54..58].try_into().unwrap())
+}

@@ -18,18 +18,13 @@
 #include <rte_ethdev.h>
 #include <rte_mbuf.h>
 
+#include "program.h"
+
 #define PORTS 2
 #define BURST 32
 #define FRAME 60
-#define XSTATS 256
 /* Reads of the clock, to know what one costs. */
 #define READS 20000
-
-static void fail(const char *what)
-{
-	fprintf(stderr, "bursts: %s\n", what);
-	exit(1);
-}
 
 static double at(clockid_t clock)
 {
@@ -107,21 +102,6 @@ static void first(uint16_t port, struct rte_mempool *pool, unsigned int packets,
 	}
 }
 
-static uint64_t violations(uint16_t port)
-{
-	static struct rte_eth_xstat_name names[XSTATS];
-	static struct rte_eth_xstat values[XSTATS];
-	int count = rte_eth_xstats_get_names(port, names, XSTATS), n;
-
-	if (count < 0 || count > XSTATS || rte_eth_xstats_get(port, values, XSTATS) != count)
-		fail("no counters");
-	for (n = 0; n < count; n++)
-		if (strcmp(names[n].name, "nic_violations") == 0)
-			return values[n].value;
-	fail("no count of violations");
-	return 0;
-}
-
 /* Takes everything off the ports, and gives how much that was. */
 static uint64_t rest(void)
 {
@@ -194,7 +174,7 @@ int main(int argc, char **argv)
 	left = rest();
 	printf("received=%lu sent=%lu receive_bursts=%lu send_bursts=%lu receive=%.0f send=%.0f clock=%.1f seconds=%.3f lost=%ld nic_violations=%lu\n",
 	       receive.packets, send.packets, receive.bursts, send.bursts, receive.ns, send.ns, clock_ns, (end - start) / 1e9,
-	       (long)(packets - left), violations(0));
+	       (long)(packets - left), counter(0, "nic_violations"));
 	RTE_ETH_FOREACH_DEV(port) {
 		rte_eth_dev_stop(port);
 		rte_eth_dev_close(port);

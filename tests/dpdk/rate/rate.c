@@ -17,7 +17,8 @@
 #include <rte_flow.h>
 #include <rte_malloc.h>
 
-#define XSTATS 256
+#include "program.h"
+
 #define THREADS 16
 /* A NIC that has not confirmed its rules by then never will. */
 #define PATIENCE 120e6
@@ -28,12 +29,6 @@ static double now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-static void fail(const char *what)
-{
-	fprintf(stderr, "rate: %s\n", what);
-	exit(1);
 }
 
 /* CPU time of this process's threads. */
@@ -87,21 +82,6 @@ static void print_threads(const char *phase, const struct threads *before)
 		if (us > 1000)
 			printf(" %s:%s=%.0f", phase, after.name[n], us);
 	}
-}
-
-/* A counter of the port by its name; 0 if it has none of that name. */
-static uint64_t counter(uint16_t port, const char *name)
-{
-	static struct rte_eth_xstat_name names[XSTATS];
-	static struct rte_eth_xstat values[XSTATS];
-	int count = rte_eth_xstats_get_names(port, names, XSTATS), n;
-
-	if (count < 0 || count > XSTATS || rte_eth_xstats_get(port, values, XSTATS) != count)
-		fail("no counters");
-	for (n = 0; n < count; n++)
-		if (strcmp(names[n].name, name) == 0)
-			return values[n].value;
-	return 0;
 }
 
 /* Waits until a counter has reached a value; false for a port that has no such counter, as a driver that does nothing. */

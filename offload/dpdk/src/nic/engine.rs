@@ -185,8 +185,8 @@ impl Engine {
         }
         match worked {
             true => Turn::Worked,
-            false if !self.planner.is_idle() || !self.unsent.is_empty() => Turn::Waiting,
-            false if sent == Sent::Stuck => Turn::Stuck,
+            false if !self.planner.is_idle() => Turn::Waiting,
+            false if sent == Sent::Stuck || !self.unsent.is_empty() => Turn::Stuck,
             false => Turn::Idle,
         }
     }

@@ -44,6 +44,8 @@ use std::time::{Duration, Instant};
 const IDLE_TURNS: u32 = 256;
 const NAP: Duration = Duration::from_micros(50);
 const LONGEST_NAP: Duration = Duration::from_millis(1);
+/// How long it sleeps while packets wait for room in the NIC, as at a port without link.
+const STUCK_NAP: Duration = Duration::from_micros(200);
 /// How long a port that closes waits for its rules to leave the hardware.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -459,7 +461,7 @@ impl SharedNic {
             events.drain(..).for_each(|event| self.tell(event));
             if turn == Turn::Stuck {
                 // The NIC needs the CPU more, and a thread that goes on sending comes by itself: it does not wake this one.
-                std::thread::sleep(NAP);
+                std::thread::sleep(STUCK_NAP);
                 continue;
             }
             (idle, nap) = if turn == Turn::Idle { (idle + 1, nap) } else { (0, NAP) };
