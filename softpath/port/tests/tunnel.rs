@@ -3,32 +3,13 @@
 //! A port sends to itself, over the loopback device, and tells what was outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by panicking.
 
+mod namespace;
+
 use flowlift_port::tunnel::{ETHERNET, Erspan, Gbp, HeaderError, IpVersion, Options};
 use flowlift_port::{Burst, BurstSource, Frame, PacketPort, PortError, TunnelInfo, TunnelKind, TunnelPort};
+use namespace::{in_a_namespace, ip};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::process::Command;
 use std::time::{Duration, Instant};
-
-/// Set in the program that is this test's child.
-const INSIDE: &str = "FLOWLIFT_TUNNEL_INSIDE";
-
-/// Runs the test `name` again inside new user and network namespaces, where loopback is up.
-fn inside(name: &str, test: fn()) {
-    if std::env::var_os(INSIDE).is_some() {
-        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-        assert!(up.expect("ip (iproute2) is needed").success());
-        return test();
-    }
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .expect("unshare (util-linux) is needed");
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{name}: {text}");
-}
 
 fn loopback(version: IpVersion) -> IpAddr {
     match version {
@@ -103,7 +84,8 @@ fn outsides(version: IpVersion) -> Vec<TunnelInfo> {
 
 #[test]
 fn udp_tunnels_carry_frames_and_tell_what_was_outside() {
-    inside("udp_tunnels_carry_frames_and_tell_what_was_outside", || {
+    in_a_namespace(|| {
+        ip("link set lo up");
         let mut vxlan = TunnelPort::open(TunnelKind::Vxlan { port: 4789, gbp: true }).unwrap();
         let mut geneve = TunnelPort::open(TunnelKind::Geneve { port: 6081 }).unwrap();
         for outside in [IpVersion::V4, IpVersion::V6].into_iter().flat_map(outsides) {
@@ -119,7 +101,8 @@ fn udp_tunnels_carry_frames_and_tell_what_was_outside() {
 
 #[test]
 fn gre_and_erspan_carry_frames_and_tell_what_was_outside() {
-    inside("gre_and_erspan_carry_frames_and_tell_what_was_outside", || {
+    in_a_namespace(|| {
+        ip("link set lo up");
         for version in [IpVersion::V4, IpVersion::V6] {
             // Both get GRE; each takes what is its own.
             let mut gre = TunnelPort::open(TunnelKind::Gre(version)).unwrap();
@@ -140,7 +123,8 @@ fn gre_and_erspan_carry_frames_and_tell_what_was_outside() {
 
 #[test]
 fn outer_ipv6_has_the_kernel_datapaths_header() {
-    inside("outer_ipv6_has_the_kernel_datapaths_header", || {
+    in_a_namespace(|| {
+        ip("link set lo up");
         let kinds = [
             (TunnelKind::Geneve { port: 6081 }, 17),
             (TunnelKind::Vxlan { port: 4789, gbp: false }, 17),
@@ -168,7 +152,8 @@ fn outer_ipv6_has_the_kernel_datapaths_header() {
 
 #[test]
 fn packets_without_an_ethernet_header_come_with_their_protocol() {
-    inside("packets_without_an_ethernet_header_come_with_their_protocol", || {
+    in_a_namespace(|| {
+        ip("link set lo up");
         for version in [IpVersion::V4, IpVersion::V6] {
             let mut gpe = TunnelPort::open(TunnelKind::VxlanGpe { port: 4790 }).unwrap();
             let mut gre = TunnelPort::open(TunnelKind::AnyGre(version)).unwrap();
@@ -213,7 +198,8 @@ fn packets_without_an_ethernet_header_come_with_their_protocol() {
 
 #[test]
 fn a_udp_port_belongs_to_one() {
-    inside("a_udp_port_belongs_to_one", || {
+    in_a_namespace(|| {
+        ip("link set lo up");
         let taken = UdpSocket::bind("0.0.0.0:4789").unwrap();
         let vxlan = TunnelKind::Vxlan { port: 4789, gbp: false };
         let error = TunnelPort::open(vxlan).unwrap_err().to_string();
@@ -232,7 +218,8 @@ fn a_udp_port_belongs_to_one() {
 
 #[test]
 fn what_is_no_tunnel_packet_is_dropped_and_counted() {
-    inside("what_is_no_tunnel_packet_is_dropped_and_counted", || {
+    in_a_namespace(|| {
+        ip("link set lo up");
         let mut port = TunnelPort::open(TunnelKind::Vxlan { port: 4789, gbp: false }).unwrap();
         let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
         // Cut off, without a VNI, with a policy that is not expected, with a frame of 13 bytes.
@@ -252,7 +239,8 @@ fn what_is_no_tunnel_packet_is_dropped_and_counted() {
 
 #[test]
 fn what_cannot_leave_is_counted_and_told() {
-    inside("what_cannot_leave_is_counted_and_told", || {
+    in_a_namespace(|| {
+        ip("link set lo up");
         let port = TunnelPort::open(TunnelKind::Gre(IpVersion::V4)).unwrap();
         let mut sender = port.sender();
         let nowhere = TunnelInfo { dst: Ipv4Addr::new(192, 0, 2, 1).into(), ..TunnelInfo::default() };

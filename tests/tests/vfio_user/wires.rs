@@ -63,26 +63,18 @@ fn there_and_back(wire: &str, device: &str) {
 
 #[test]
 fn a_tap_device() {
-    in_a_namespace("wires::tap");
+    in_a_namespace(|| {
+        there_and_back("p2=tap:flowlift0", "flowlift0");
+    });
 }
 
 #[test]
 fn a_network_device_by_packet_socket() {
-    in_a_namespace("wires::packet");
-}
-
-#[test]
-#[ignore = "runs in a namespace: a_tap_device"]
-fn tap() {
-    there_and_back("p2=tap:flowlift0", "flowlift0");
-}
-
-#[test]
-#[ignore = "runs in a namespace: a_network_device_by_packet_socket"]
-fn packet() {
-    ip("link add v0 type veth peer name v1");
-    ip("link set v0 up");
-    there_and_back("p2=packet:v0", "v1");
+    in_a_namespace(|| {
+        ip("link add v0 type veth peer name v1");
+        ip("link set v0 up");
+        there_and_back("p2=packet:v0", "v1");
+    });
 }
 
 #[test]
@@ -125,25 +117,21 @@ fn a_cable_in_memory_between_two_ports() {
 
 #[test]
 fn a_wire_that_loses_its_device_leaves_the_nic_working() {
-    in_a_namespace("wires::device_gone");
-}
-
-#[test]
-#[ignore = "runs in a namespace: a_wire_that_loses_its_device_leaves_the_nic_working"]
-fn device_gone() {
-    ip("link add v0 type veth peer name v1");
-    ip("link set v0 up");
-    ip("link set v1 up");
-    let mut sim = Simulator::start(&["--wire", "p2=packet:v0"]);
-    let mut d = Driver::open(&sim);
-    ip("link del v0");
-    let _ = d.nic.tx(SlowTx::Port(NicPort(3)), &frame(1)).unwrap();
-    // The other wires go on.
-    sim.inject(1, &tcp(2));
-    assert_eq!(d.slow().1, tcp(2));
-    assert!(d.nic.tx(SlowTx::Port(NicPort(2)), &tcp(3)).unwrap());
-    assert_eq!(d.sent(&mut sim, 2), tcp(3));
-    sim.assert_alive();
+    in_a_namespace(|| {
+        ip("link add v0 type veth peer name v1");
+        ip("link set v0 up");
+        ip("link set v1 up");
+        let mut sim = Simulator::start(&["--wire", "p2=packet:v0"]);
+        let mut d = Driver::open(&sim);
+        ip("link del v0");
+        let _ = d.nic.tx(SlowTx::Port(NicPort(3)), &frame(1)).unwrap();
+        // The other wires go on.
+        sim.inject(1, &tcp(2));
+        assert_eq!(d.slow().1, tcp(2));
+        assert!(d.nic.tx(SlowTx::Port(NicPort(2)), &tcp(3)).unwrap());
+        assert_eq!(d.sent(&mut sim, 2), tcp(3));
+        sim.assert_alive();
+    });
 }
 
 /// Runs the simulator with a wire that cannot be.

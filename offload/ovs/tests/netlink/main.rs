@@ -8,6 +8,8 @@ mod dumps;
 mod flows;
 mod hostile;
 mod meters;
+#[path = "../../../../softpath/port/tests/namespace/mod.rs"]
+mod namespace;
 mod raw;
 mod socket;
 mod upcalls;

@@ -244,31 +244,22 @@ fn hash(key: &Key) -> u32 {
 }
 
 #[cfg(test)]
+#[path = "../../../../../softpath/port/tests/namespace/mod.rs"]
+mod namespace;
+
+#[cfg(test)]
 mod tests {
+    use super::namespace::in_a_namespace;
     use super::*;
     use flowlift_ovs::socket::Socket;
     use flowlift_softpath::Packet;
     use nix::sys::socket::*;
     use std::os::fd::{AsRawFd, OwnedFd};
-    use std::process::Command;
 
     const DP: DpIndex = DpIndex(7);
     const SERVER: u32 = 0x1000_0001;
     const HANDLER: u32 = 0x1000_0002;
     const OTHER: u32 = 0x1000_0003;
-
-    /// Runs the ignored test in user and network namespaces of its own: Netlink between sockets takes CAP_NET_ADMIN.
-    fn in_a_namespace(name: &str) {
-        let output = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net", "--"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", &format!("daemon::forward::upcall::tests::{name}"), "--ignored", "--nocapture"])
-            .output()
-            .expect("unshare (util-linux) is needed");
-        let text =
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("1 passed"), "{name}: {text}");
-    }
 
     fn handler(port_id: u32) -> OwnedFd {
         let flags = SockFlag::SOCK_NONBLOCK;
@@ -308,61 +299,53 @@ mod tests {
 
     #[test]
     fn a_storm_of_one_port_starves_no_other() {
-        in_a_namespace("ns_storm");
-    }
-
-    #[test]
-    #[ignore = "run in its namespace by the test above"]
-    fn ns_storm() {
-        let (mut upcalls, handler) = (two_ports(), handler(HANDLER));
-        // The handler reads nothing: its socket fills, then the port's queue, then upcalls are lost.
-        let taken = (0..5_000).filter(|_| {
-            let taken = miss(&mut upcalls, 1);
-            upcalls.flush();
-            taken
+        in_a_namespace(|| {
+            let (mut upcalls, handler) = (two_ports(), handler(HANDLER));
+            // The handler reads nothing: its socket fills, then the port's queue, then upcalls are lost.
+            let taken = (0..5_000).filter(|_| {
+                let taken = miss(&mut upcalls, 1);
+                upcalls.flush();
+                taken
+            });
+            let taken = taken.count() as u64;
+            let (sent, lost) = upcalls.counters(DP, PortNo(1));
+            assert_eq!((taken - sent, taken + lost), (PER_PORT as u64, 5_000), "sent {sent}, lost {lost}");
+            assert!(!upcalls.flush(), "there is more than the handler takes");
+            // The other port's first packet waits for what the socket had before it, and for one more of the storm.
+            assert!(miss(&mut upcalls, 2), "its queue is its own");
+            let mut read_so_far = Vec::new();
+            while upcalls.counters(DP, PortNo(2)).0 == 0 {
+                assert!(read_so_far.len() < 5_000, "it was never sent");
+                read_so_far.extend(read(&handler, 1));
+                upcalls.flush();
+            }
+            read_so_far.extend(read(&handler, usize::MAX));
+            let position = read_so_far.iter().position(|port| *port == 2).unwrap() as u64;
+            assert!(position <= sent + 2, "{position} upcalls came before it, {sent} were there");
+            assert_eq!(upcalls.counters(DP, PortNo(2)), (1, 0));
+            assert_eq!(upcalls.lost_later(DP), 0);
         });
-        let taken = taken.count() as u64;
-        let (sent, lost) = upcalls.counters(DP, PortNo(1));
-        assert_eq!((taken - sent, taken + lost), (PER_PORT as u64, 5_000), "sent {sent}, lost {lost}");
-        assert!(!upcalls.flush(), "there is more than the handler takes");
-        // The other port's first packet waits for what the socket had before it, and for one more of the storm.
-        assert!(miss(&mut upcalls, 2), "its queue is its own");
-        let mut read_so_far = Vec::new();
-        while upcalls.counters(DP, PortNo(2)).0 == 0 {
-            assert!(read_so_far.len() < 5_000, "it was never sent");
-            read_so_far.extend(read(&handler, 1));
-            upcalls.flush();
-        }
-        read_so_far.extend(read(&handler, usize::MAX));
-        let position = read_so_far.iter().position(|port| *port == 2).unwrap() as u64;
-        assert!(position <= sent + 2, "{position} upcalls came before it, {sent} were there");
-        assert_eq!(upcalls.counters(DP, PortNo(2)), (1, 0));
-        assert_eq!(upcalls.lost_later(DP), 0);
     }
 
     #[test]
     fn what_a_dead_handler_leaves_is_counted() {
-        in_a_namespace("ns_dead");
-    }
-
-    #[test]
-    #[ignore = "run in its namespace by the test above"]
-    fn ns_dead() {
-        let mut upcalls = two_ports();
-        assert!(miss(&mut upcalls, 1) && miss(&mut upcalls, 1) && miss(&mut upcalls, 2));
-        assert!(upcalls.flush(), "nothing waits for nobody");
-        assert_eq!((upcalls.counters(DP, PortNo(1)), upcalls.lost_later(DP)), ((0, 2), 3));
-        // Whoever asks for a packet's actions may name another handler.
-        let other = handler(OTHER);
-        upcalls.set_asker(Some(OTHER));
-        assert!(miss(&mut upcalls, 2) && upcalls.flush());
-        assert_eq!(read(&other, 9), [2]);
-        upcalls.set_asker(None);
-        // A port that is taken away takes its upcalls along.
-        assert!(miss(&mut upcalls, 1));
-        let ports = BTreeMap::from([(PortNo(2), vec![HANDLER])]);
-        upcalls.set_targets(DP, Some(Targets { features: Features::VPORT_PIDS, per_cpu: vec![], ports }));
-        assert_eq!(upcalls.lost_later(DP), 4);
-        assert!(!miss(&mut upcalls, 1), "nobody wants them");
+        in_a_namespace(|| {
+            let mut upcalls = two_ports();
+            assert!(miss(&mut upcalls, 1) && miss(&mut upcalls, 1) && miss(&mut upcalls, 2));
+            assert!(upcalls.flush(), "nothing waits for nobody");
+            assert_eq!((upcalls.counters(DP, PortNo(1)), upcalls.lost_later(DP)), ((0, 2), 3));
+            // Whoever asks for a packet's actions may name another handler.
+            let other = handler(OTHER);
+            upcalls.set_asker(Some(OTHER));
+            assert!(miss(&mut upcalls, 2) && upcalls.flush());
+            assert_eq!(read(&other, 9), [2]);
+            upcalls.set_asker(None);
+            // A port that is taken away takes its upcalls along.
+            assert!(miss(&mut upcalls, 1));
+            let ports = BTreeMap::from([(PortNo(2), vec![HANDLER])]);
+            upcalls.set_targets(DP, Some(Targets { features: Features::VPORT_PIDS, per_cpu: vec![], ports }));
+            assert_eq!(upcalls.lost_later(DP), 4);
+            assert!(!miss(&mut upcalls, 1), "nobody wants them");
+        });
     }
 }
