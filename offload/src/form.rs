@@ -1,10 +1,10 @@
 //! Flows of one form: they differ in the values of addresses, ports and the like, and in nothing else.
 //!
-//! No decision of lowering or raising depends on such a value, as long as no action touches its field: it is copied into the
-//! entry's key, and read from there. So of many flows of one form the first is lowered, raised and compared. For those after it
-//! the plan is that one's with their own values in place of the last one's, and the comparison what is left of it: the entry that the encoded bytes mean
-//! has the same mask, priority and actions, the same key but for the values, and the flow's own values where the capability
-//! records have their fields.
+//! No decision of lowering or raising depends on such a value, as long as no action touches its field: it is copied into the entry's key,
+//! and read from there. So of many flows of one form the first is lowered, raised and compared. For those after it the plan is that one's
+//! with their own values in place of the last one's, and the comparison what is left of it: the entry that the encoded bytes mean has the
+//! same mask, priority and actions, the same key but for the values, and the flow's own values where the capability records have their
+//! fields.
 
 use crate::effect::put_field;
 use crate::header::{SetEffect, effect_of};

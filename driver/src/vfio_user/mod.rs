@@ -1,10 +1,10 @@
 //! vfio-user transport: a device in another process, over a Unix socket. The simulator is such a server.
 //!
-//! DMA memory goes to the server as memfds, interrupts come back as eventfds, doorbells are memory of the server's that is
-//! mapped here, with an eventfd for a server that sleeps; registers and configuration space are messages. A server that dies, closes the connection, answers
-//! nonsense to what was asked, or not at all before the deadline is a function that was pulled out: trapped accesses say
-//! [`BusError::Gone`], mapped ones read all-ones, the ERR eventfd is signalled, nothing waits any more, and it does
-//! not come back. A thread sleeps on the socket to notice the end at once.
+//! DMA memory goes to the server as memfds, interrupts come back as eventfds, doorbells are memory of the server's that is mapped here,
+//! with an eventfd for a server that sleeps; registers and configuration space are messages. A server that dies, closes the connection,
+//! answers nonsense to what was asked, or not at all before the deadline is a function that was pulled out: trapped accesses say
+//! [`BusError::Gone`], mapped ones read all-ones, the ERR eventfd is signalled, nothing waits any more, and it does not come back. A
+//! thread sleeps on the socket to notice the end at once.
 //!
 //! The server is not believed: sizes, areas, counts and descriptors are checked before they are used.
 

@@ -1,11 +1,11 @@
 //! A library to preload (`LD_PRELOAD`) into ovs-vswitchd and its tools, which points them at flowlift in place of the
 //! kernel's datapath. `flowlift ovs-run` does the preloading.
 //!
-//! It concerns itself with sockets of NETLINK_GENERIC and NETLINK_ROUTE that are connected to the kernel, as Open vSwitch's are, and
-//! on these with messages of the OVS families and those about Open vSwitch's tunnel devices: [`route`] sends those to the agent's
-//! port ID, and everything else to the kernel as ever. The socket stays a Netlink socket, so that polling, options, groups and names are the kernel's own. [`receive`]
-//! makes reads wait for an answer that is on its way; [`flowlift_ovs::marker`] says why and how. Every other socket passes
-//! through untouched: one look at a bit.
+//! It concerns itself with sockets of NETLINK_GENERIC and NETLINK_ROUTE that are connected to the kernel, as Open vSwitch's are, and on
+//! these with messages of the OVS families and those about Open vSwitch's tunnel devices: [`route`] sends those to the agent's port ID,
+//! and everything else to the kernel as ever. The socket stays a Netlink socket, so that polling, options, groups and names are the
+//! kernel's own. [`receive`] makes reads wait for an answer that is on its way; [`flowlift_ovs::marker`] says why and how. Every other
+//! socket passes through untouched: one look at a bit.
 //!
 //! Without an agent the OVS families do not exist, as if the kernel's module were not loaded; a request to a family that
 //! was there gives ECONNREFUSED. No call waits for an agent that is gone.

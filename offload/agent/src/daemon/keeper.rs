@@ -1,9 +1,9 @@
 //! The keeper: a process that keeps the files of ports' devices open while no daemon is there.
 //!
 //! A TAP device that nobody has open loses its carrier, and of a device whose packet socket is closed the kernel tells that it is
-//! promiscuous once less. ovs-vswitchd would hear of that, look for its ports, find nobody to ask, and give up ports and flows that the next daemon has a moment
-//! later. So a child of the daemon has each file, too: it gives them to the next daemon, with the packets that wait in them, or ends
-//! [`GRACE`] after the last one. It does nothing else.
+//! promiscuous once less. ovs-vswitchd would hear of that, look for its ports, find nobody to ask, and give up ports and flows that the
+//! next daemon has a moment later. So a child of the daemon has each file, too: it gives them to the next daemon, with the packets that
+//! wait in them, or ends [`GRACE`] after the last one. It does nothing else.
 //!
 //! A keeper is for one network namespace, as its socket is ([`super::state_dir`]), which is that namespace's while the keeper lives.
 //!

@@ -1,8 +1,8 @@
 //! A rule of rte_flow as a flow: pure, no FFI.
 //!
-//! A pattern becomes a [`flowlift_flow::Match`] (`pattern`), actions become [`flowlift_flow::Action`]s (`action`), and whatever
-//! stands in the way becomes a [`Refusal`] that names the attribute, item or action; a rule like an earlier one is recognized (`form`). Whether a NIC can do it is not asked
-//! here: that is the planner's.
+//! A pattern becomes a [`flowlift_flow::Match`] (`pattern`), actions become [`flowlift_flow::Action`]s (`action`), and whatever stands in
+//! the way becomes a [`Refusal`] that names the attribute, item or action; a rule like an earlier one is recognized (`form`). Whether a
+//! NIC can do it is not asked here: that is the planner's.
 
 pub mod action;
 pub mod form;

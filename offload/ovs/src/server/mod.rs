@@ -1,4 +1,5 @@
-//! The server of the OVS families, and of the tunnel devices that Open vSwitch makes by NETLINK_ROUTE, as a state machine without sockets: datagrams in, datagrams out.
+//! The server of the OVS families, and of the tunnel devices that Open vSwitch makes by NETLINK_ROUTE, as a state machine without
+//! sockets: datagrams in, datagrams out.
 //!
 //! Error numbers, reply flags and the order of attributes are those of the kernel's datapath, so that clients cannot tell
 //! the two apart. Where the kernel passes over bytes that are no attributes, takes the last of two equal ones, or ignores a

@@ -114,9 +114,9 @@ impl TunnelPort {
         self.common.stats.load()
     }
 
-    /// Gives the frames that wait to `each`, with what was outside them, in order and at most [`BURST`] of each socket; what
-    /// [`TunnelInfo::protocol`] says is no frame begins with another header than Ethernet's. Returns how many packets were taken: 0 when none waits. Never waits. Packets that are not of the tunnel's protocol are dropped and counted as
-    /// malformed.
+    /// Gives the packets that wait to `each`, with what was outside them, in order and at most [`BURST`] of each socket. One whose
+    /// [`TunnelInfo::protocol`] is not Ethernet's begins with that protocol's header. Returns how many packets were taken: 0 when none
+    /// waits. Never waits. Packets that are not of the tunnel's protocol are dropped and counted as malformed.
     ///
     /// # Errors
     /// What the system says.

@@ -1,8 +1,9 @@
 //! What a daemon finds of the one before it: datapaths and their ports, with who gets their upcalls.
 //!
-//! Saved whenever one of them changes, in one step, so that a daemon killed at any moment leaves a whole file. Flows and meters are
-//! in a file of their own ([`crate::daemon::journal`]), all of it this network namespace's ([`crate::daemon::state_dir`]). The devices of internal ports outlive the daemon, and a
-//! datapath's handle is its local port's interface index; so ovs-vswitchd goes on with the handles that it has.
+//! Saved whenever one of them changes, in one step, so that a daemon killed at any moment leaves a whole file. Flows and meters are in a
+//! file of their own ([`crate::daemon::journal`]), all of it this network namespace's ([`crate::daemon::state_dir`]). The devices of
+//! internal ports outlive the daemon, and a datapath's handle is its local port's interface index; so ovs-vswitchd goes on with the
+//! handles that it has.
 //!
 //! A datapath has its flows before it has its ports, so no packet of theirs misses.
 
