@@ -174,6 +174,10 @@ class Lab(ovs.Switch):
                 return int(line.split(":")[1])
         raise ovs.Failed("dpctl/show does not say how many flows there are")
 
+    def known_flows(self):
+        """Number of megaflows that ovs-vswitchd believes to be installed: it asks for each that is gone, one by one."""
+        return sum(int(n) for n in re.findall(r"\(keys (\d+)\)", self.appctl("upcall/show")))
+
 
 class Tuples:
     """Packets of always new five-tuples from host a, which host b sees arrive."""

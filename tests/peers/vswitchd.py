@@ -160,7 +160,7 @@ def in_the_nic(lab):
 def idle(lab, seconds):
     process = lab.daemon or lab.vswitchd
     deadline = time.monotonic() + 20
-    while lab.flows() > 0 and time.monotonic() < deadline:
+    while lab.flows() + lab.known_flows() > 0 and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(3)
     before, start = hosts.cpu_seconds(process), time.monotonic()

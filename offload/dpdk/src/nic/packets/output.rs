@@ -104,8 +104,7 @@ fn frame_of(packet: *mut sys::rte_mbuf, gathered: &mut Vec<u8>) -> &[u8] {
     let segment = |m: *mut sys::rte_mbuf| {
         let (mut len, mut next) = (0, null_mut());
         // SAFETY: the packet is the application's own of this burst or waited in the queue, so that it is this thread's until it is
-        // freed; its segments are
-        // a list that ends with null.
+        // freed; its segments are a list that ends with null.
         let data = unsafe { sys::flowlift_mbuf_segment(m, &mut len, &mut next) };
         // SAFETY: a segment has `len` bytes at `data`, which nobody changes while the packet is ours.
         (unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len.into()) }, next)
