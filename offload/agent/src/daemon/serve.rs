@@ -64,6 +64,15 @@ impl Serve {
         let mut readable = vec![REQUESTS, DEVICE_REQUESTS, INBOX, DEVICES];
         let (mut requests, mut device_requests) = (Next::Now, Next::Now);
         loop {
+            let now = Instant::now();
+            if readable.contains(&DEVICE_REQUESTS) || device_requests != Next::Readable {
+                device_requests = self.devices.pump(&mut self.plane, now)?;
+            }
+            if readable.contains(&REQUESTS) || requests != Next::Readable {
+                requests = self.endpoint.pump(&mut self.plane, now)?;
+            }
+            // Requests go first: whoever asked before a device went is answered before its port is gone. ovs-vswitchd would find a port
+            // missing of whose end it has not heard, and add one of that name again while it still has the old one.
             inbox.run(&mut self, JOBS);
             if !self.running {
                 self.plane.close();
@@ -71,13 +80,6 @@ impl Serve {
             }
             if readable.contains(&DEVICES) {
                 self.follow_devices();
-            }
-            let now = Instant::now();
-            if readable.contains(&DEVICE_REQUESTS) || device_requests != Next::Readable {
-                device_requests = self.devices.pump(&mut self.plane, now)?;
-            }
-            if readable.contains(&REQUESTS) || requests != Next::Readable {
-                requests = self.endpoint.pump(&mut self.plane, now)?;
             }
             self.plane.end_turn();
             let timeout = match device_requests.min(requests) {
