@@ -432,6 +432,14 @@ impl Fl1 {
         Ok(true)
     }
 
+    /// The window by which a meter is set and removed.
+    fn meter_window(&self, meter: u32) -> Result<&Arc<meter::Window>, NicError> {
+        match &self.meters {
+            Some((window, _)) if meter < self.id.meters => Ok(window),
+            _ => Err(NicError::Invalid(format!("meter {meter} of {}", self.id.meters))),
+        }
+    }
+
     /// Notes that an update is in the ring.
     fn submitted(&mut self, table: usize, index: u32, was_open: bool) {
         if !was_open {
@@ -600,19 +608,13 @@ impl Nic for Fl1 {
 
     fn set_meter(&mut self, meter: u32, config: &MeterConfig) -> Result<Arc<dyn MeterBucket>, NicError> {
         self.usable()?;
-        let set = match &self.meters {
-            Some((window, _)) if meter < self.id.meters => window.set(meter, config),
-            _ => Err(NicError::Invalid(format!("meter {meter} of {}", self.id.meters))),
-        };
+        let set = self.meter_window(meter).and_then(|window| window.set(meter, config));
         self.note(set)
     }
 
     fn remove_meter(&mut self, meter: u32) -> Result<(), NicError> {
         self.usable()?;
-        let removed = match &self.meters {
-            Some((window, _)) if meter < self.id.meters => window.remove(meter),
-            _ => Err(NicError::Invalid(format!("meter {meter} of {}", self.id.meters))),
-        };
+        let removed = self.meter_window(meter).and_then(|window| window.remove(meter));
         self.note(removed)
     }
 

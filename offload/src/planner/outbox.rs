@@ -1,7 +1,7 @@
 //! Updates that the device has not taken yet, in order, and the bytes of the entries among them: an entry is encoded here, compared
 //! as it lies here, and given to the driver from here.
 
-use flowlift_driver::nic::{EntryId, Nic, NicError, Update};
+use flowlift_driver::nic::{Entry, EntryId, Nic, NicError, Update};
 use std::collections::VecDeque;
 
 /// Bytes of updates that were taken, after which those of the others move up.
@@ -19,8 +19,11 @@ enum Queued {
         cookie: u64,
         id: EntryId,
     },
-    /// Boxed, as it is large and rare.
-    Replace(Box<Update>),
+    Replace {
+        cookie: u64,
+        /// Boxed, as it is large and rare.
+        update: Box<Update>,
+    },
 }
 
 /// See the module's head.
@@ -70,8 +73,9 @@ impl Outbox {
         self.updates.push_back(Queued::Delete { cookie, id });
     }
 
-    pub(super) fn replace(&mut self, update: Update) {
-        self.updates.push_back(Queued::Replace(Box::new(update)));
+    pub(super) fn replace(&mut self, cookie: u64, id: EntryId, entry: Entry) {
+        let update = Box::new(Update::Replace { cookie, id, entry });
+        self.updates.push_back(Queued::Replace { cookie, update });
     }
 
     /// Gives the device the first update. False: it did not take it, or there is none.
@@ -85,7 +89,7 @@ impl Outbox {
             Some(Queued::Delete { cookie, id }) => {
                 nic.submit(&[Update::Delete { cookie: *cookie, id: *id }])? == 1
             }
-            Some(Queued::Replace(update)) => nic.submit(std::slice::from_ref(update))? == 1,
+            Some(Queued::Replace { update, .. }) => nic.submit(std::slice::from_ref(update))? == 1,
         };
         if taken {
             self.pop();
@@ -100,12 +104,7 @@ impl Outbox {
                 self.taken += len;
                 cookie
             }
-            Queued::Delete { cookie, .. } => cookie,
-            Queued::Replace(update) => match *update {
-                Update::Insert { cookie, .. }
-                | Update::Replace { cookie, .. }
-                | Update::Delete { cookie, .. } => cookie,
-            },
+            Queued::Delete { cookie, .. } | Queued::Replace { cookie, .. } => cookie,
         };
         if self.taken == self.end || self.taken > TAKEN_MAX {
             self.bytes.drain(..self.taken);

@@ -8,7 +8,7 @@ use crate::placement::Candidate;
 use crate::raise::{Lengths, check};
 use crate::refusal::{Cause, Limit, RecircCause, Refusal, TableRef};
 use flowlift_driver::nic::{
-    Entry, EntryCounters, EntryId, Nic, NicError, TableId, Update, UpdateResult, UpdateStatus,
+    Entry, EntryCounters, EntryId, Nic, NicError, TableId, UpdateResult, UpdateStatus,
 };
 use flowlift_flow::Flow;
 use smallvec::SmallVec;
@@ -172,8 +172,7 @@ impl Planner {
         let places = slot.places.as_slice().iter().zip(entries).enumerate();
         for (part, (index, entry)) in places {
             let entry_id = EntryId { table, index: *index };
-            let cookie = cookie(id, generation, part);
-            self.outbox.replace(Update::Replace { cookie, id: entry_id, entry });
+            self.outbox.replace(cookie(id, generation, part), entry_id, entry);
         }
     }
 

@@ -54,8 +54,9 @@ impl Index {
     /// A place with this fingerprint's tag that `is` takes.
     pub(super) fn find(&self, print: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
         let tag = tag(print);
-        let places = self.chain(tag).filter(|(_, b)| (b >> 32) as u32 == tag).map(|(_, b)| (b as u32) - 1);
-        { places }.find(|place| is(*place))
+        let mut places =
+            self.chain(tag).filter(|(_, b)| (b >> 32) as u32 == tag).map(|(_, b)| (b as u32) - 1);
+        places.find(|place| is(*place))
     }
 
     /// Adds a place below `u32::MAX`.

@@ -267,12 +267,7 @@ impl Engine {
                 queue.refuse_waiting();
                 continue;
             }
-            match self.packets.send_waiting(queue) {
-                Sent::Nothing => {}
-                Sent::Some if outcome == Sent::Nothing => outcome = Sent::Some,
-                Sent::Some => {}
-                Sent::Stuck => outcome = Sent::Stuck,
-            }
+            outcome = outcome.max(self.packets.send_waiting(queue));
         }
         outcome
     }

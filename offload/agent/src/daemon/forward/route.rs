@@ -142,26 +142,6 @@ pub(super) struct Route<'a> {
 }
 
 impl Route<'_> {
-    /// Sends to a port of the host, or queues for one of the NIC, which takes whole packets only. As in the kernel's datapath, a packet
-    /// without an Ethernet header leaves by a tunnel that carries such packets, or not at all.
-    fn send(&mut self, port: PortNo, packet: Outgoing<'_>) {
-        let Outgoing { bytes, packet_type, offload, tunnel } = packet;
-        match self.outlets.by_port.get_mut(port.0 as usize) {
-            Some(Some(Outlet::Tunnel(sender))) => {
-                sender.send(bytes, packet_type, offload, tunnel);
-                self.outlets.has_kept(port);
-            }
-            Some(Some(_)) if !packet_type.is_ethernet() => self.exits.counters.no_ethernet += 1,
-            Some(Some(Outlet::Host(sender))) => {
-                // The port has counted what it did not take.
-                let _ = sender.send(Frame { offload, ..Frame::new(bytes) });
-                self.outlets.has_kept(port);
-            }
-            Some(Some(Outlet::Nic(port))) => packet.finish(|whole| self.exits.queue_for_nic(*port, whole)),
-            Some(None) | None => self.exits.counters.no_port += 1,
-        }
-    }
-
     /// The tunnel with which a packet would leave by a port, if that is a tunnel.
     fn egress(
         &mut self,
@@ -179,11 +159,27 @@ impl Route<'_> {
 
 impl Sink for Route<'_> {
     fn output(&mut self, port: PortNo, packet: &[u8]) {
-        self.send(port, Outgoing::frame(packet));
+        self.output_with(port, Outgoing::frame(packet));
     }
 
+    /// Sends to a port of the host, or queues for one of the NIC, which takes whole packets only. As in the kernel's datapath, a packet
+    /// without an Ethernet header leaves by a tunnel that carries such packets, or not at all.
     fn output_with(&mut self, port: PortNo, packet: Outgoing<'_>) {
-        self.send(port, packet);
+        let Outgoing { bytes, packet_type, offload, tunnel } = packet;
+        match self.outlets.by_port.get_mut(port.0 as usize) {
+            Some(Some(Outlet::Tunnel(sender))) => {
+                sender.send(bytes, packet_type, offload, tunnel);
+                self.outlets.has_kept(port);
+            }
+            Some(Some(_)) if !packet_type.is_ethernet() => self.exits.counters.no_ethernet += 1,
+            Some(Some(Outlet::Host(sender))) => {
+                // The port has counted what it did not take.
+                let _ = sender.send(Frame { offload, ..Frame::new(bytes) });
+                self.outlets.has_kept(port);
+            }
+            Some(Some(Outlet::Nic(port))) => packet.finish(|whole| self.exits.queue_for_nic(*port, whole)),
+            Some(None) | None => self.exits.counters.no_port += 1,
+        }
     }
 
     fn upcall(&mut self, upcall: Upcall<'_>) -> bool {

@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 /// Packets taken out of a queue's ring at once.
 const BATCH: usize = 64;
 
-/// What became of the packets that waited in a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What became of the packets that waited in a queue; of several queues, the greatest says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sent {
     /// Nothing waited.
     Nothing,
