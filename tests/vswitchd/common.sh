@@ -70,6 +70,8 @@ hosts() {
         ip -n "$ns" link set lo up
         ip -n "$ns" link set eth0 address "02:00:00:00:00:0$n" up
         ip -n "$ns" addr add "10.1.0.$n/24" dev eth0
+        # A neighbour once known is not asked again after half a minute: while ovs-vswitchd is away, ARP may have no flow.
+        ip netns exec "$ns" sh -c 'echo 3600000 >/proc/sys/net/ipv4/neigh/eth0/base_reachable_time_ms'
         n=$((n + 1))
     done
 }

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Numbered UDP packets at a steady rate, and which of them arrive.
 
-  pps.py send ADDRESS RATE SECONDS    sends RATE * SECONDS packets, then tells how many; held up itself, it does not make up for it
-                                      in a burst, which no queue on the way would hold
+  pps.py send ADDRESS RATE SECONDS    sends RATE * SECONDS packets, then tells how many, and which errors the stack answered, as
+                                      JSON; held up itself, it does not make up for it in a burst, which no queue on the way
+                                      would hold
   pps.py count ADDRESS TOTAL SECONDS  receives on ADDRESS until SECONDS pass without a packet; prints, of TOTAL packets, how many
-                                      were received, lost, doubled and reordered, the first one's number, and the longest gap in
-                                      milliseconds, as JSON
+                                      were received, lost, doubled and reordered, the first one's number, the longest gap in
+                                      milliseconds, and the holes: how many, and the longest one's first number and length, as JSON
 """
+import collections
+import errno
 import json
+import re
 import socket
 import struct
 import sys
@@ -23,7 +27,7 @@ def send(address, rate, seconds):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect((address, PORT))
     total, start = int(rate * seconds), time.monotonic()
-    number = 0
+    number, errors = 0, collections.Counter()
     while number < total:
         due = min(total, int((time.monotonic() - start) * rate) + 1)
         if due - number > BURST:
@@ -32,12 +36,12 @@ def send(address, rate, seconds):
         while number < due:
             try:
                 sock.send(struct.pack("!Q", number).ljust(LENGTH, b"\0"))
-            except OSError:
-                # The device's queue is full: this packet is lost like any other.
-                pass
+            except OSError as error:
+                # A full queue of the device, a neighbour that does not answer: this packet is lost like any other.
+                errors[errno.errorcode[error.errno]] += 1
             number += 1
         time.sleep(0.0002)
-    print(json.dumps({"sent": number}))
+    print(json.dumps({"sent": number, "errors": errors}))
 
 
 def count(address, total, seconds):
@@ -64,9 +68,11 @@ def count(address, total, seconds):
             last = now
     except TimeoutError:
         pass
-    received = sum(seen)
+    received, holes = sum(seen), [m.span() for m in re.finditer(b"\0+", seen)]
+    start, end = max(holes, key=lambda hole: hole[1] - hole[0], default=(0, 0))
     print(json.dumps({"received": received, "lost": total - received, "doubled": doubled, "reordered": reordered,
-                      "first": first, "gap_ms": round(gap * 1000, 1)}))
+                      "first": first, "gap_ms": round(gap * 1000, 1),
+                      "holes": {"count": len(holes), "longest": end - start, "at": start}}))
 
 
 if sys.argv[1] == "send":
