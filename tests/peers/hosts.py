@@ -96,6 +96,35 @@ class Lab(ovs.Switch):
         for n in HOSTS.values():
             self.vsctl("add-port", "br0", f"v{n}", "--", "set", "Interface", f"v{n}", f"ofport_request={n}")
 
+    def tunnel(self, checksum):
+        """A VXLAN tunnel, with UDP checksums or without, from br0 to a third host whose end of it is a device of Linux."""
+        if "c" not in self.made:
+            ip("netns", "add", "c")
+            self.made.append("c")
+            # Wide enough for what the hosts send.
+            ip("link", "add", "u0", "mtu", "1600", "type", "veth", "peer", "name", "u0", "mtu", "1600", "netns", "c")
+            for device in ("lo", "u0"):
+                ip("-n", "c", "link", "set", device, "up")
+            ip("link", "set", "u0", "up")
+            ip("-n", "c", "addr", "add", "192.0.2.2/24", "dev", "u0")
+            underlay = "u0"
+            if not self.ours:
+                underlay = "br-phy"
+                self.run_on("c", "ethtool", "-K", "u0", "tx", "off")
+                self.vsctl("add-br", underlay, "--", "set", "Bridge", underlay, "datapath_type=netdev", "--",
+                           "add-port", underlay, "u0", "--", "set", "Interface", underlay, "mtu_request=1600")
+            ip("addr", "add", "192.0.2.1/24", "dev", underlay)
+            ip("link", "set", underlay, "up")
+        subprocess.run(["ip", "-n", "c", "link", "del", "vx0"], capture_output=True)
+        ip("-n", "c", "link", "add", "vx0", "address", "02:00:00:00:00:03", "type", "vxlan", "id", "7", "remote", "192.0.2.1",
+           "dstport", "4789", "dev", "u0", "udpcsum" if checksum else "noudpcsum")
+        ip("-n", "c", "link", "set", "vx0", "mtu", "1500", "up")
+        ip("-n", "c", "addr", "add", "10.1.0.3/24", "dev", "vx0")
+        self.vsctl("--if-exists", "del-port", "br0", "t0", "--", "add-port", "br0", "t0", "--", "set", "Interface", "t0",
+                   "type=vxlan", "ofport_request=3", "options:remote_ip=192.0.2.2", "options:key=7",
+                   f"options:csum={'true' if checksum else 'false'}")
+        self.run_on("a", "ping", "-c", "3", "-i", "0.2", "-W", "5", "10.1.0.3")
+
     def start_daemon(self):
         log = open(self.folder / "daemon.log", "w")
         command = [self.flowlift, "daemon", *self.daemon_arguments]
@@ -110,7 +139,7 @@ class Lab(ovs.Switch):
         for n in HOSTS.values():
             subprocess.run(["ip", "link", "del", f"v{n}"], capture_output=True)
         # A datapath of Open vSwitch's own leaves TAP devices behind when it is stopped.
-        for device in ("br0", "ovs-netdev", "ovs-system"):
+        for device in ("br0", "br-phy", "ovs-netdev", "ovs-system"):
             subprocess.run(["ip", "link", "del", device], capture_output=True)
 
     def run_on(self, host, *command, **options):

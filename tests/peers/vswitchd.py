@@ -5,6 +5,7 @@
 The three take turns with the same hosts on the same kinds of veth devices (hosts.py). Measured, with the goals in GOALS:
 
   iperf3       TCP between the hosts, default segments, NORMAL switching
+  tunnel       the same to a third host by VXLAN, with UDP checksums and without; Linux at the other end
   first packet one packet of a new five-tuple at a time: from its sending until it arrives
   set-up       always new five-tuples, 64 first packets under way at a time: megaflows installed per second, and CPU time of each
   to the NIC   at 1,000 new five-tuples a second, from a first packet's sending until its megaflow is in the NIC's tables, by the
@@ -33,12 +34,14 @@ BEGIN, END = "<!-- tests/peers/run --vswitchd: begin -->", "<!-- tests/peers/run
 PACKAGES = ["openvswitch-switch", "iperf3", "ethtool", "iproute2"]
 # Sizes of the measurements: ordinary, and with --short. The rate is that of new five-tuples per second on their way to the NIC.
 SIZES = {"iperf": (4, 1), "first": (2000, 200), "flows": (100_000, 3000), "dumps": (3, 1), "paced": (5, 2), "rate": (1000, 200), "idle": (10, 3)}
-MEASURED = ["iperf", "first", "paced", "flows", "idle"]
+MEASURED = ["iperf", "tunnel", "first", "paced", "flows", "idle"]
 FLOW = re.compile(r"ipv4\(src=([0-9.]+).*udp\(src=(\d+)")
 
 # Measure: what it is, unit, how it is printed, and whether more is better.
 MEASURES = {
     "iperf": ("iperf3", "Gbit/s", "{:.2f}", True),
+    "tunnel": ("iperf3 by VXLAN with UDP checksums", "Gbit/s", "{:.2f}", True),
+    "tunnel_plain": ("iperf3 by VXLAN without", "Gbit/s", "{:.2f}", True),
     "set_up": ("new five-tuples set up", "per second", "{:,.0f}", True),
     "set_up_cpu": ("CPU time of each, of ovs-vswitchd and daemon", "us", "{:.1f}", False),
     "first_median": ("first packet, median", "us", "{:,.0f}", False),
@@ -94,15 +97,25 @@ def percentile(values, share):
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def iperf(lab, seconds):
-    server = subprocess.Popen(["ip", "netns", "exec", "b", "iperf3", "--server", "--one-off"], stdout=subprocess.DEVNULL)
+def iperf(lab, host, address, seconds):
+    """Gbit/s by TCP from host a to this one."""
+    server = subprocess.Popen(["ip", "netns", "exec", host, "iperf3", "--server", "--one-off"], stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)
-        result = json.loads(lab.run_on("a", "iperf3", "--client", "10.1.0.2", "--time", str(seconds), "--json"))
+        result = json.loads(lab.run_on("a", "iperf3", "--client", address, "--time", str(seconds), "--json"))
     finally:
         server.terminate()
         server.wait()
-    return {"iperf": result["end"]["sum_received"]["bits_per_second"] / 1e9}
+    return result["end"]["sum_received"]["bits_per_second"] / 1e9
+
+
+def tunnels(lab, seconds):
+    result = {}
+    for name, checksum in (("tunnel", True), ("tunnel_plain", False)):
+        lab.tunnel(checksum)
+        result[name] = iperf(lab, "c", "10.1.0.3", seconds)
+    lab.vsctl("del-port", "br0", "t0")
+    return result
 
 
 def first_packets(lab, count):
@@ -172,7 +185,8 @@ def measure(lab, args, size):
     """All figures of one configuration. What fails is told and left out; the small run does not go on then."""
     lab.run_on("a", "ping", "-c", "3", "-i", "0.2", "-W", "2", "10.1.0.2")
     parts = {
-        "iperf": lambda: iperf(lab, size["iperf"]),
+        "iperf": lambda: {"iperf": iperf(lab, "b", "10.1.0.2", size["iperf"])},
+        "tunnel": lambda: tunnels(lab, size["iperf"]),
         "first": lambda: first_packets(lab, size["first"]),
         "paced": lambda: to_the_nic(lab, size["paced"], size["rate"]) if lab.name == "NIC" else {},
         "flows": lambda: many_flows(lab, size["flows"], size["dumps"]),
@@ -180,7 +194,7 @@ def measure(lab, args, size):
     }
     result = {}
     for part in (name for name in parts if name in args.measures):
-        if part != "iperf":
+        if part not in ("iperf", "tunnel"):
             lab.rules_by_five_tuple()
         try:
             result |= parts[part]()

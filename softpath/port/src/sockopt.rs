@@ -39,6 +39,12 @@ pub(crate) fn receive_buffer(socket: &OwnedFd, bytes: libc::c_int) -> io::Result
         .or_else(|_| set(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes))
 }
 
+/// The same for packets that wait to be sent.
+pub(crate) fn send_buffer(socket: &OwnedFd, bytes: libc::c_int) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &bytes)
+        .or_else(|_| set(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, &bytes))
+}
+
 /// An option that is a number of 64 bits.
 pub(crate) fn get_u64(socket: &OwnedFd, level: libc::c_int, name: libc::c_int) -> io::Result<u64> {
     let (mut value, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);

@@ -9,12 +9,13 @@ use flowlift_flow::text::{key_text, parse_key};
 use flowlift_port::offload::finish;
 use flowlift_port::tunnel::gre::{self, GreTunnel, Moment};
 use flowlift_port::tunnel::header::{self, UdpTunnel};
-use flowlift_port::tunnel::inner::{decapsulate_ecn, left_to_do, min_len, source_port};
+use flowlift_port::tunnel::inner::{decapsulate_ecn, ip_end, left_to_do, min_len, source_port};
 use flowlift_port::tunnel::{ETHERNET, HeaderError, TunnelInfo};
 use flowlift_softpath::Packet;
 use flowlift_softpath::extract::{KeyBuf, extract_packet};
 use flowlift_softpath::packet::PacketType;
 use libfuzzer_sys::fuzz_target;
+use std::num::NonZeroUsize;
 
 /// Largest IP packet within, in bytes.
 const MTU: usize = 1450;
@@ -81,11 +82,13 @@ fuzz_target!(|data: &[u8]| {
     if !decapsulate_ecn(tos, &mut within, info.protocol) {
         return;
     }
-    if let Some(offload) = left_to_do(&within, info.protocol, MTU) {
+    for datagrams_of in [None, NonZeroUsize::new(usize::from(tos) + 1)] {
+        let Some(offload) = left_to_do(&within, info.protocol, MTU, datagrams_of) else { continue };
         let mut whole = 0;
         let finished = finish(&within, &offload, &mut Vec::new(), &mut |frame| whole += frame.len());
         assert!(finished.is_err() || whole >= within.len(), "{whole} bytes of {}", within.len());
     }
+    let _ = ip_end(&within, info.protocol);
     let mut packet = Packet::new();
     packet.fill(&within, IN_PORT);
     if info.protocol != ETHERNET {

@@ -1,7 +1,7 @@
 //! What a tunnel must know of the frames within it.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroUsize};
 
 use super::ETHERNET;
 use crate::MIN_FRAME;
@@ -87,8 +87,14 @@ pub fn source_port(frame: &[u8], protocol: u16) -> u16 {
 /// A stack that sends through a tunnel device leaves the checksum within to the hardware too, and between namespaces nobody
 /// completes it, as nobody cuts the frame; but a UDP socket does not tell of it. So it is told by the frame: its checksum is the
 /// sum of the pseudo-header, and wrong as a checksum. A frame that is longer than `mtu` allows was to be cut, to a length that is
-/// known no more; it is cut to `mtu`, in bytes of the IP packet.
-pub fn left_to_do(frame: &[u8], protocol: u16, mtu: usize) -> Option<Offload> {
+/// known no more; it is cut to `mtu`, in bytes of the IP packet. One that was to be cut into datagrams is if the system tells their
+/// length, `datagrams_of`.
+pub fn left_to_do(
+    frame: &[u8],
+    protocol: u16,
+    mtu: usize,
+    datagrams_of: Option<NonZeroUsize>,
+) -> Option<Offload> {
     let ip = ip(frame, protocol)?;
     let kind = match ip.proto {
         6 => GsoKind::Tcp,
@@ -107,13 +113,32 @@ pub fn left_to_do(frame: &[u8], protocol: u16, mtu: usize) -> Option<Offload> {
     }
     let csum_start = u16::try_from(ip.l4).ok()?;
     let mut offload = Offload { csum_start, csum_offset: kind.csum_offset(), gso: None };
-    if frame.len() - ip.l3 > mtu && kind == GsoKind::Tcp {
-        let l4_header = usize::from(l4.get(12)? >> 4) * 4;
-        let size = mtu.checked_sub(ip.l4 - ip.l3 + l4_header)?;
+    let size = match kind {
+        GsoKind::Tcp if frame.len() - ip.l3 > mtu => {
+            let l4_header = usize::from(l4.get(12)? >> 4) * 4;
+            Some(mtu.checked_sub(ip.l4 - ip.l3 + l4_header)?)
+        }
+        GsoKind::Udp => datagrams_of.map(NonZeroUsize::get),
+        GsoKind::Tcp => None,
+    };
+    if let Some(size) = size {
         let size = NonZeroU16::new(u16::try_from(size).ok()?)?;
         offload.gso = Some(Gso { kind, ecn: false, size, l3_start: u16::try_from(ip.l3).ok()? });
     }
     Some(offload)
+}
+
+/// Where the IP packet in a frame, or in another packet by its protocol, says that it ends. `None` where there is no IP.
+pub fn ip_end(frame: &[u8], protocol: u16) -> Option<usize> {
+    let l3 = ip_at(frame, protocol)?;
+    let header = frame.get(l3..)?;
+    let length_at =
+        |at: usize| Some(usize::from(u16::from_be_bytes([*header.get(at)?, *header.get(at + 1)?])));
+    match header.first()? >> 4 {
+        4 => Some(l3 + length_at(2)?),
+        6 => Some(l3 + 40 + length_at(4)?),
+        _ => None,
+    }
 }
 
 fn fold(a: u16, b: u16) -> u16 {

@@ -6,10 +6,13 @@
 //! it, as a [`TunnelInfo`]. [`header`] has the bytes of the tunnel headers over UDP, [`gre`] the others, [`inner`] what must be known
 //! of the frames within.
 
+mod control;
 pub mod gre;
 pub mod header;
 pub mod inner;
 mod port;
+mod queue;
+mod run;
 mod sender;
 mod socket;
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -12,7 +13,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::gre::{self, GreTunnel};
 use super::header::{self, HeaderError, UdpTunnel};
-use super::inner::{decapsulate_ecn, left_to_do, min_len};
+use super::inner::{decapsulate_ecn, ip_end, left_to_do, min_len};
 use super::socket::{Received, Receiver, Sender, gre_receiver, receive, udp_receivers};
 use super::{IpVersion, TunnelInfo, TunnelKind, TunnelSender};
 use crate::burst::{BURST, Burst, MAX_RECEIVED, SLOT, TAG};
@@ -114,9 +115,10 @@ impl TunnelPort {
         self.common.stats.load()
     }
 
-    /// Gives the packets that wait to `each`, with what was outside them, in order and at most [`BURST`] of each socket. One whose
-    /// [`TunnelInfo::protocol`] is not Ethernet's begins with that protocol's header. Returns how many packets were taken: 0 when none
-    /// waits. Never waits. Packets that are not of the tunnel's protocol are dropped and counted as malformed.
+    /// Gives the packets that wait to `each`, with what was outside them, in order and at most [`BURST`] of each socket, where a run of
+    /// packets that the system put together counts once. One whose [`TunnelInfo::protocol`] is not Ethernet's begins with that protocol's
+    /// header. Returns how many packets were taken: 0 when none waits. Never waits. Packets that are not of the tunnel's protocol are
+    /// dropped and counted as malformed.
     ///
     /// # Errors
     /// What the system says.
@@ -146,7 +148,7 @@ impl TunnelPort {
             taken += received;
             let mut decap = Decap { receiver, mtu: *mtu, info, common, frames: 0, bytes: 0 };
             for (slot, outer) in burst.frames.chunks_exact_mut(SLOT).zip(packets).take(received) {
-                decap.packet(&mut slot[TAG..], outer, each);
+                decap.packets(&mut slot[TAG..], outer, each);
             }
             add(&common.stats.rx_frames, decap.frames);
             add(&common.stats.rx_bytes, decap.bytes);
@@ -172,18 +174,38 @@ struct Decap<'a> {
 }
 
 impl Decap<'_> {
+    /// A received packet, or several in a row.
+    fn packets(&mut self, buffer: &mut [u8], outer: Received, each: &mut dyn FnMut(&TunnelInfo, Frame<'_>)) {
+        if outer.cut {
+            add(&self.common.stats.rx_giants, 1);
+            return;
+        }
+        let all = buffer.get_mut(..outer.len.min(MAX_RECEIVED)).unwrap_or_default();
+        match outer.run_of.filter(|len| len.get() < all.len()) {
+            Some(len) if !self.is_one_frame(all, outer) => {
+                all.chunks_mut(len.get()).for_each(|packet| self.packet(packet, outer, None, each));
+            }
+            run_of => self.packet(all, outer, run_of, each),
+        }
+    }
+
+    /// Instead of a run, a packet may have come in which there is a large frame of datagrams of that length, which a stack on this host
+    /// left to be cut: then there is a single IP packet within, to the end.
+    fn is_one_frame(&mut self, packet: &[u8], mut outer: Received) -> bool {
+        let Ok(start) = self.headers(packet, &mut outer) else { return false };
+        let frame = packet.get(start..).unwrap_or_default();
+        ip_end(frame, self.info.protocol) == Some(frame.len())
+    }
+
+    /// A packet, of whose payload within the system may know into what it was to be cut.
     fn packet(
         &mut self,
-        buffer: &mut [u8],
+        packet: &mut [u8],
         mut outer: Received,
+        datagrams_of: Option<NonZeroUsize>,
         each: &mut dyn FnMut(&TunnelInfo, Frame<'_>),
     ) {
         let stats = &self.common.stats;
-        if outer.cut {
-            add(&stats.rx_giants, 1);
-            return;
-        }
-        let packet = buffer.get_mut(..outer.len.min(MAX_RECEIVED)).unwrap_or_default();
         let Ok(start) = self.headers(packet, &mut outer) else {
             add(&stats.rx_malformed, 1);
             return;
@@ -203,7 +225,7 @@ impl Decap<'_> {
         (info.src_port, info.dst_port) = (outer.src_port, self.common.port);
         self.frames += 1;
         self.bytes += frame.len() as u64;
-        let offload = left_to_do(frame, info.protocol, self.mtu);
+        let offload = left_to_do(frame, info.protocol, self.mtu, datagrams_of);
         each(info, Frame { offload, ..Frame::new(frame) });
     }
 

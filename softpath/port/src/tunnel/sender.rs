@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,14 +14,13 @@ use super::gre::{self, GreTunnel, Moment};
 use super::header::{self, HeaderError};
 use super::inner::{same_family, source_port};
 use super::port::{Codec, Common};
+use super::queue::{Queue, UDP_LEN, WAITING_MAX};
+use super::run::RunSender;
 use super::socket::{Outer, route_source};
-use crate::burst::BURST;
-use crate::offload::{finish, segment::sum};
+use crate::offload::finish;
 use crate::stats::add;
 use crate::{Frame, MAX_FRAME, PortError};
 
-const UDP_LEN: usize = 8;
-const UDP_PROTOCOL: u8 = 17;
 /// Largest payload of an IPv4 packet.
 const PAYLOAD_MAX: usize = 65_535 - 20;
 /// How long a route that was asked for is taken for true.
@@ -31,10 +31,10 @@ const ROUTE_AGE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct TunnelSender {
     common: Arc<Common>,
-    /// Bytes of the packets that wait, in order, which all have `outer` ahead of them; where each ends, and the frame's length in it.
-    bytes: Vec<u8>,
-    waiting: Vec<(usize, usize)>,
+    /// Packets that wait, which all have `outer` ahead of them.
+    queue: Queue,
     outer: Option<Outer>,
+    runs: RunSender,
     scratch: Vec<u8>,
     /// Destination and source of the last route that was asked for, and when.
     route: Option<(IpAddr, IpAddr, Instant)>,
@@ -42,8 +42,8 @@ pub struct TunnelSender {
 
 impl TunnelSender {
     pub(super) fn new(common: Arc<Common>) -> Self {
-        let (bytes, scratch, waiting) = (Vec::new(), Vec::new(), Vec::with_capacity(BURST));
-        Self { common, bytes, waiting, outer: None, scratch, route: None }
+        let (queue, runs) = (Queue::default(), RunSender::default());
+        Self { common, queue, outer: None, runs, scratch: Vec::new(), route: None }
     }
 
     /// The source address towards `dst`.
@@ -133,19 +133,16 @@ impl TunnelSender {
             Some(before) if before != outer => self.submit(&before),
             _ => Ok(()),
         };
-        let start = self.bytes.len();
-        if let Codec::Udp(_) = self.common.codec {
-            self.put_udp(info, &outer, tunnel, frame);
-        }
-        self.bytes.extend_from_slice(tunnel);
-        self.bytes.extend_from_slice(frame);
-        if self.bytes.len() - start > PAYLOAD_MAX {
-            self.bytes.truncate(start);
+        let udp = match self.common.codec {
+            Codec::Udp(_) => &self.udp(info, tunnel.len(), frame)[..],
+            Codec::Gre(_) => &[],
+        };
+        if udp.len() + tunnel.len() + frame.len() > PAYLOAD_MAX {
             add(&self.common.stats.tx_too_long, 1);
             return Err(PortError::TooLong { len: frame.len() });
         }
-        self.waiting.push((self.bytes.len(), frame.len()));
-        if self.waiting.len() == BURST { flushed.and(self.flush()) } else { flushed }
+        self.queue.push([udp, tunnel], frame);
+        if self.queue.len() == WAITING_MAX { flushed.and(self.flush()) } else { flushed }
     }
 
     /// Writes the tunnel's header to the front of `out`; gives its length.
@@ -171,41 +168,30 @@ impl TunnelSender {
         if !same_family(info.src, info.dst) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let udp = matches!(self.common.codec, Codec::Udp(_));
-        // The checksum of UDP covers the addresses. Over IPv6 the system fills it in.
-        let needs_source = udp && info.checksum && info.dst.is_ipv4() && info.src.is_unspecified();
+        // The checksum of UDP covers the addresses.
+        let checksum = info.checksum && matches!(self.common.codec, Codec::Udp(_));
+        let needs_source = checksum && info.src.is_unspecified();
         Ok(Outer {
             src: if needs_source { self.source_to(info.dst)? } else { info.src },
             dst: info.dst,
             tos: info.tos,
             ttl: if info.ttl == 0 { 64 } else { info.ttl },
             dont_fragment: info.dont_fragment,
-            checksum: udp && info.checksum && info.dst.is_ipv6(),
+            checksum,
         })
     }
 
-    /// Appends UDP's header.
-    fn put_udp(&mut self, info: &TunnelInfo, outer: &Outer, tunnel: &[u8], frame: &[u8]) {
+    /// UDP's header, without a checksum.
+    fn udp(&self, info: &TunnelInfo, tunnel_len: usize, frame: &[u8]) -> [u8; UDP_LEN] {
         // A packet that is too long is not sent.
-        let udp_len = u16::try_from(UDP_LEN + tunnel.len() + frame.len()).unwrap_or(u16::MAX);
+        let udp_len = u16::try_from(UDP_LEN + tunnel_len + frame.len()).unwrap_or(u16::MAX);
         let src_port = if info.src_port == 0 { source_port(frame, info.protocol) } else { info.src_port };
         let dst_port = if info.dst_port == 0 { self.common.port } else { info.dst_port };
         let mut udp = [0; UDP_LEN];
         udp[..2].copy_from_slice(&src_port.to_be_bytes());
         udp[2..4].copy_from_slice(&dst_port.to_be_bytes());
         udp[4..6].copy_from_slice(&udp_len.to_be_bytes());
-        if info.checksum
-            && let (IpAddr::V4(src), IpAddr::V4(dst)) = (outer.src, outer.dst)
-        {
-            // All parts but the last are whole words.
-            let [hi, lo] = udp_len.to_be_bytes();
-            let pseudo = [&src.octets()[..], &dst.octets(), &[0, UDP_PROTOCOL, hi, lo]];
-            let sums = pseudo.into_iter().chain([&udp[..], tunnel, frame]).map(|part| u32::from(sum(part)));
-            let total: u32 = sums.sum();
-            let csum = !sum(&total.to_be_bytes());
-            udp[6..8].copy_from_slice(&if csum == 0 { 0xffff } else { csum }.to_be_bytes());
-        }
-        self.bytes.extend_from_slice(&udp);
+        udp
     }
 
     /// Number and time of the next packet.
@@ -232,50 +218,81 @@ impl TunnelSender {
 
     /// Sends what waits. A reason that concerns one frame alone does not keep the others back; the first one is the result.
     fn submit(&mut self, outer: &Outer) -> Result<(), PortError> {
-        let Self { common, bytes, waiting, .. } = self;
-        let stats = &common.stats;
+        let Self { common, queue, runs, .. } = self;
+        // The system sends runs of packets with a checksum only.
+        let run_at = |queue: &Queue, n| if outer.checksum { queue.run_at(n) } else { 1 };
         let (mut done, mut result) = (0, Ok(()));
-        while done < waiting.len() {
-            let start = done.checked_sub(1).and_then(|n| waiting.get(n)).map_or(0, |(end, _)| *end);
-            let rest = waiting.get(done..).unwrap_or_default();
-            let packets = rest.iter().scan(start, |from, (end, _)| {
-                let packet = bytes.get(*from..*end);
-                *from = *end;
-                packet
-            });
-            let (sent, error) = match common.sockets.send(outer, packets) {
-                Ok(sent) => (sent, None),
-                Err(Errno::EINTR) => continue,
-                Err(error) => (0, Some(error)),
-            };
-            add(&stats.tx_frames, sent as u64);
-            add(&stats.tx_bytes, rest.iter().take(sent).map(|(_, len)| *len as u64).sum());
-            done += sent;
-            let Some(error) = error else { continue };
-            let lost = match error {
-                Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => {
-                    add(&stats.tx_full, rest.len() as u64);
-                    done = waiting.len();
-                    PortError::Full
-                }
-                Errno::EMSGSIZE => {
-                    add(&stats.tx_too_long, 1);
-                    done += 1;
-                    PortError::TooLong { len: rest.first().map_or(0, |(_, len)| *len) }
-                }
-                error => {
-                    // The next one goes the same way.
-                    add(&stats.tx_errors, rest.len() as u64);
-                    done = waiting.len();
-                    io::Error::from(error).into()
-                }
-            };
-            if result.is_ok() {
-                result = Err(lost);
+        while done < queue.len() {
+            let run = run_at(queue, done);
+            if run > 1 && runs.send(outer, run, queue.packets(done..done + run)) {
+                count_sent(common, queue, done..done + run);
+                done += run;
+                continue;
             }
+            // All up to the next run.
+            let mut end = done + run;
+            while end < queue.len() && run_at(queue, end) == 1 {
+                end += 1;
+            }
+            let sent = one_by_one(common, queue, outer, done..end);
+            result = result.and(sent);
+            done = end;
         }
-        waiting.clear();
-        bytes.clear();
+        queue.clear();
         result
     }
+}
+
+/// Counts packets that were sent.
+fn count_sent(common: &Common, queue: &Queue, packets: Range<usize>) {
+    add(&common.stats.tx_frames, packets.len() as u64);
+    add(&common.stats.tx_bytes, queue.frame_bytes(packets));
+}
+
+/// Sends packets, each for itself, as far as possible; what is lost is counted, and why is told of the first.
+fn one_by_one(
+    common: &Common,
+    queue: &mut Queue,
+    outer: &Outer,
+    packets: Range<usize>,
+) -> Result<(), PortError> {
+    // Over IPv6 the system does that.
+    if outer.checksum
+        && let (IpAddr::V4(src), IpAddr::V4(dst)) = (outer.src, outer.dst)
+    {
+        packets.clone().for_each(|n| queue.complete(n, src, dst));
+    }
+    let stats = &common.stats;
+    let (mut rest, mut result) = (packets, Ok(()));
+    while !rest.is_empty() {
+        let error = match common.sockets.send(outer, queue.packets(rest.clone())) {
+            Ok(sent) => {
+                count_sent(common, queue, rest.start..rest.start + sent);
+                rest.start += sent;
+                continue;
+            }
+            Err(Errno::EINTR) => continue,
+            Err(error) => error,
+        };
+        let lost = match error {
+            Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => {
+                add(&stats.tx_full, rest.len() as u64);
+                rest.start = rest.end;
+                PortError::Full
+            }
+            Errno::EMSGSIZE => {
+                add(&stats.tx_too_long, 1);
+                rest.start += 1;
+                PortError::TooLong { len: queue.frame_len(rest.start - 1) }
+            }
+            error => {
+                // The next one goes the same way.
+                add(&stats.tx_errors, rest.len() as u64);
+                rest.start = rest.end;
+                io::Error::from(error).into()
+            }
+        };
+        result = result.and(Err(lost));
+    }
+    result
 }

@@ -6,8 +6,9 @@
 #![allow(unsafe_code)] // Filters, and many packets in a call with what is outside of them.
 
 use std::io;
-use std::mem::{offset_of, zeroed};
+use std::mem::zeroed;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -17,6 +18,7 @@ use nix::sys::socket::{
 };
 
 use super::IpVersion;
+use super::control::{Address, Control, UDP_GRO};
 use super::gre::{GreTunnel, protocols};
 use crate::burst::{BURST, MAX_RECEIVED, SLOT, TAG};
 use crate::mmsg;
@@ -24,7 +26,7 @@ use crate::sockopt::{filter, receive_buffer, receive_nothing, set};
 
 /// Bytes of received packets that may wait in a socket.
 const RECEIVE_BUFFER: libc::c_int = 8 << 20;
-const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+pub(super) const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 /// `IP_PMTUDISC_DONT` and `IP_PMTUDISC_DO`, the same for IPv6: packets may be fragmented, or have DF set.
 const MAY_FRAGMENT: libc::c_int = 0;
 const DONT_FRAGMENT: libc::c_int = 2;
@@ -107,6 +109,8 @@ pub(super) fn udp_receivers(port: u16, version: IpVersion) -> io::Result<Vec<Rec
             fd => fd?,
         };
         tell_outside(&fd, version)?;
+        // Runs of datagrams come as one; where the system cannot (before Linux 5.0), they come one by one.
+        let _ = set(&fd, libc::IPPROTO_UDP, UDP_GRO, &1);
         // The first one binds alone, so that a port that somebody else shares is refused.
         if n > 0 {
             setsockopt(&fd, sockopt::ReusePort, &true)?;
@@ -168,7 +172,7 @@ pub(super) fn gre_receiver(kind: GreTunnel, version: IpVersion) -> io::Result<Re
     Ok(Receiver { fd, with_ip, checksum: false, dont_fragment: false })
 }
 
-fn family(version: IpVersion) -> AddressFamily {
+pub(super) fn family(version: IpVersion) -> AddressFamily {
     match version {
         IpVersion::V4 => AddressFamily::Inet,
         IpVersion::V6 => AddressFamily::Inet6,
@@ -201,6 +205,20 @@ fn raw(version: IpVersion, protocol: libc::c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Packets that are sent have DF, or may be fragmented.
+pub(super) fn set_dont_fragment(fd: &OwnedFd, version: IpVersion, dont_fragment: bool) -> io::Result<()> {
+    let discover = if dont_fragment { DONT_FRAGMENT } else { MAY_FRAGMENT };
+    match version {
+        IpVersion::V4 => set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &discover),
+        IpVersion::V6 => set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &discover),
+    }
+}
+
+/// A tunnel's key has no flow label, so the kernel's tunnels send 0; the host would make one up.
+pub(super) fn no_flow_label(fd: &OwnedFd) -> io::Result<()> {
+    set(fd, libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, &0)
+}
+
 /// What a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Way {
@@ -224,8 +242,14 @@ pub(super) struct Outer {
     pub(super) tos: u8,
     pub(super) ttl: u8,
     pub(super) dont_fragment: bool,
-    /// Over IPv6: with a UDP checksum, which the system fills in.
+    /// With a UDP checksum, which the system fills in over IPv6, and in runs of datagrams.
     pub(super) checksum: bool,
+}
+
+impl Outer {
+    pub(super) fn version(&self) -> IpVersion {
+        if self.dst.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
+    }
 }
 
 impl Sender {
@@ -255,16 +279,11 @@ impl Sender {
     fn open(way: Way, protocol: libc::c_int) -> io::Result<OwnedFd> {
         let fd = raw(way.version, protocol)?;
         receive_nothing(&fd)?;
-        let discover = if way.dont_fragment { DONT_FRAGMENT } else { MAY_FRAGMENT };
-        match way.version {
-            IpVersion::V4 => set(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &discover)?,
-            IpVersion::V6 => {
-                set(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &discover)?;
-                // A tunnel's key has no flow label, so the kernel's tunnels send 0; the host would make one up.
-                set(&fd, libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, &0)?;
-                if way.checksum {
-                    set(&fd, libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM, &UDP_CHECKSUM)?;
-                }
+        set_dont_fragment(&fd, way.version, way.dont_fragment)?;
+        if way.version == IpVersion::V6 {
+            no_flow_label(&fd)?;
+            if way.checksum {
+                set(&fd, libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM, &UDP_CHECKSUM)?;
             }
         }
         Ok(fd)
@@ -280,16 +299,16 @@ impl Sender {
         outer: &Outer,
         packets: impl Iterator<Item = &'a [u8]>,
     ) -> Result<usize, Errno> {
-        let version = if outer.dst.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        let version = outer.version();
         let found = self.sockets.iter().find(|(way, _)| {
             let checksum = way.checksum == outer.checksum || version == IpVersion::V4;
             way.version == version && way.dont_fragment == outer.dont_fragment && checksum
         });
         let (_, fd) = found.ok_or(Errno::EAFNOSUPPORT)?;
         let mut address = Address::default();
-        let address_len = address.write(outer.dst);
+        let address_len = address.write(outer.dst, 0);
         let mut control = Control::default();
-        let control_len = control.write(outer);
+        let control_len = control.write(outer, None);
         // SAFETY: all zeros are valid `iovec`s and `mmsghdr`s: nothing named.
         let mut parts: [libc::iovec; BURST] = unsafe { zeroed() };
         // SAFETY: as above.
@@ -312,147 +331,6 @@ impl Sender {
     }
 }
 
-/// A socket address of IPv4 or IPv6, in aligned words.
-#[derive(Clone, Copy, Default)]
-struct Address([u64; 4]);
-
-impl Address {
-    /// Writes `to`, port 0; gives the length.
-    fn write(&mut self, to: IpAddr) -> usize {
-        let (words, len) = match to {
-            IpAddr::V4(v4) => {
-                let mut bytes = [0; 32];
-                bytes[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
-                bytes[4..8].copy_from_slice(&v4.octets());
-                (bytes, size_of::<libc::sockaddr_in>())
-            }
-            IpAddr::V6(v6) => {
-                let mut bytes = [0; 32];
-                bytes[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
-                bytes[8..24].copy_from_slice(&v6.octets());
-                (bytes, size_of::<libc::sockaddr_in6>())
-            }
-        };
-        for (word, bytes) in self.0.iter_mut().zip(words.as_chunks::<8>().0) {
-            *word = u64::from_ne_bytes(*bytes);
-        }
-        len
-    }
-
-    /// Address and port of what the kernel wrote.
-    fn read(&self) -> Option<(IpAddr, u16)> {
-        let mut bytes = [0; 32];
-        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
-            *to = word.to_ne_bytes();
-        }
-        let port = u16::from_be_bytes([bytes[2], bytes[3]]);
-        match i32::from(u16::from_ne_bytes([bytes[0], bytes[1]])) {
-            libc::AF_INET => {
-                let address: [u8; 4] = bytes[4..8].try_into().ok()?;
-                Some((Ipv4Addr::from(address).into(), port))
-            }
-            libc::AF_INET6 => {
-                let address: [u8; 16] = bytes[8..24].try_into().ok()?;
-                Some((Ipv6Addr::from(address).into(), port))
-            }
-            _ => None,
-        }
-    }
-}
-const _: () =
-    assert!(offset_of!(libc::sockaddr_in, sin_addr) == 4 && offset_of!(libc::sockaddr_in6, sin6_addr) == 8);
-
-/// Control messages, in words so that they are aligned: room for the largest of each kind, packet information (20 bytes) and two
-/// integers, with a header of 16 bytes each.
-#[derive(Clone, Copy, Default)]
-struct Control([u64; 16]);
-
-impl Control {
-    /// Writes what `outer` chooses; gives the length.
-    fn write(&mut self, outer: &Outer) -> usize {
-        let mut used = 0;
-        let mut put = |level: libc::c_int, kind: libc::c_int, payload: &[u8]| {
-            // `struct cmsghdr`: length, level, type.
-            let len = size_of::<libc::cmsghdr>() + payload.len();
-            let mut bytes = [0; 40];
-            bytes[..8].copy_from_slice(&(len as u64).to_ne_bytes());
-            bytes[8..12].copy_from_slice(&level.to_ne_bytes());
-            bytes[12..16].copy_from_slice(&kind.to_ne_bytes());
-            if let Some(room) = bytes.get_mut(16..16 + payload.len()) {
-                room.copy_from_slice(payload);
-            }
-            let words = len.div_ceil(8);
-            for (word, bytes) in self.0.iter_mut().skip(used).zip(bytes.as_chunks::<8>().0).take(words) {
-                *word = u64::from_ne_bytes(*bytes);
-            }
-            used += words;
-        };
-        let (ttl, tos) = (libc::c_int::from(outer.ttl), libc::c_int::from(outer.tos));
-        match outer.src {
-            _ if outer.dst.is_ipv4() => {
-                // `struct in_pktinfo`: interface, source, and the destination of received packets.
-                let mut info = [0; 12];
-                if let IpAddr::V4(src) = outer.src {
-                    info[4..8].copy_from_slice(&src.octets());
-                }
-                put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
-                put(libc::IPPROTO_IP, libc::IP_TTL, &ttl.to_ne_bytes());
-                put(libc::IPPROTO_IP, libc::IP_TOS, &tos.to_ne_bytes());
-            }
-            src => {
-                // `struct in6_pktinfo`: source, interface.
-                let mut info = [0; 20];
-                if let IpAddr::V6(src) = src {
-                    info[..16].copy_from_slice(&src.octets());
-                }
-                put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
-                put(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &ttl.to_ne_bytes());
-                put(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos.to_ne_bytes());
-            }
-        }
-        used * 8
-    }
-
-    /// Reads what the kernel wrote into the first `len` bytes.
-    fn read(&self, len: usize, received: &mut Received) {
-        let mut bytes = [0; 128];
-        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
-            *to = word.to_ne_bytes();
-        }
-        let mut rest = bytes.get(..len).unwrap_or_default();
-        while let Some((head, _)) = rest.split_first_chunk::<16>() {
-            let word = |at: usize| {
-                head.get(at..at + 4).and_then(<[u8]>::first_chunk).map(|w| i32::from_ne_bytes(*w))
-            };
-            let len = head.first_chunk().map_or(0, |len| u64::from_ne_bytes(*len) as usize);
-            let Some(payload) = rest.get(16..len) else { break };
-            let number = payload.first().copied().unwrap_or(0);
-            let number = payload.first_chunk().map_or(number, |n| i32::from_ne_bytes(*n) as u8);
-            match (word(8).unwrap_or(0), word(12).unwrap_or(0)) {
-                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    if let Some(dst) = payload.get(8..12).and_then(<[u8]>::first_chunk::<4>) {
-                        received.dst = Ipv4Addr::from(*dst).into();
-                    }
-                }
-                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                    if let Some(dst) = payload.first_chunk::<16>() {
-                        received.dst = Ipv6Addr::from(*dst).into();
-                    }
-                }
-                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                    received.ttl = number;
-                }
-                (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                    received.tos = number;
-                }
-                _ => {}
-            }
-            rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
-        }
-    }
-}
-const _: () = assert!(size_of::<libc::cmsghdr>() == 16, "control messages are written for 64-bit systems");
-
 /// The address that the host's routes choose as source towards `dst`.
 pub(super) fn route_source(dst: IpAddr) -> io::Result<IpAddr> {
     let any: IpAddr = if dst.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -473,12 +351,14 @@ pub(super) struct Received {
     pub(super) src_port: u16,
     pub(super) tos: u8,
     pub(super) ttl: u8,
+    /// Several datagrams in a row of this length, but for the last one, which may be shorter.
+    pub(super) run_of: Option<NonZeroUsize>,
 }
 
 impl Default for Received {
     fn default() -> Self {
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        Self { len: 0, cut: false, src: any, dst: any, src_port: 0, tos: 0, ttl: 0 }
+        Self { len: 0, cut: false, src: any, dst: any, src_port: 0, tos: 0, ttl: 0, run_of: None }
     }
 }
 
