@@ -12,6 +12,7 @@ mod action;
 mod admin;
 mod bytes;
 mod checksum;
+pub mod cli;
 mod clock;
 mod command;
 mod device;

@@ -1,5 +1,5 @@
-//! What can go wrong with a function, each with what to do about it. Messages are whole: the system's answer is part of
-//! them, and not a source of its own.
+//! What can go wrong with a function, and [what to do](BindError::remedy) about it. Messages are whole: the system's answer is
+//! part of them, and not a source of its own.
 
 use super::PciAddress;
 use std::io;
@@ -10,10 +10,10 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum BindError {
     /// No PCI address.
-    #[error("'{0}' is no PCI address; one looks like 0000:03:00.0")]
+    #[error("'{0}' is no PCI address")]
     BadAddress(String),
     /// No function there.
-    #[error("there is no PCI function {0}; `flowlift nic list` shows those there are")]
+    #[error("there is no PCI function {0}")]
     NoSuchFunction(PciAddress),
     /// No such user.
     #[error("there is no user '{0}'")]
@@ -27,16 +27,13 @@ pub enum BindError {
         error: io::Error,
     },
     /// No IOMMU in front of the function.
-    #[error(
-        "{0} is in no IOMMU group, so nothing would keep its DMA in bounds; switch the IOMMU on in the firmware \
-         and with intel_iommu=on or amd_iommu=on on the kernel's command line"
-    )]
+    #[error("{0} is in no IOMMU group, so nothing would keep its DMA in bounds")]
     NoIommu(PciAddress),
     /// vfio-pci is not there.
-    #[error("the kernel's vfio-pci driver is not loaded; `modprobe vfio-pci` loads it")]
+    #[error("the kernel's vfio-pci driver is not loaded")]
     NoVfioPci,
     /// Others in the IOMMU group belong to the host's drivers.
-    #[error("{address} shares IOMMU group {group} with {others}; their drivers have to let go of them first")]
+    #[error("{address} shares IOMMU group {group} with {others}")]
     GroupShared {
         /// The function.
         address: PciAddress,
@@ -46,7 +43,7 @@ pub enum BindError {
         others: String,
     },
     /// The host uses the function.
-    #[error("{address} is in use: {why}; --force takes it all the same")]
+    #[error("{address} is in use: {why}")]
     InUse {
         /// The function.
         address: PciAddress,
@@ -54,9 +51,7 @@ pub enum BindError {
         why: String,
     },
     /// Another process drives the function.
-    #[error(
-        "{address} is being driven by a process that has {node} open; --force asks it for the function and waits"
-    )]
+    #[error("{address} is being driven by a process that has {node} open")]
     Driven {
         /// The function.
         address: PciAddress,
@@ -116,6 +111,28 @@ pub enum BindError {
 }
 
 impl BindError {
+    /// What a person can do about it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::BadAddress(_) => "one looks like 0000:03:00.0",
+            Self::NoSuchFunction(_) => "`flowlift nic list` shows those there are",
+            Self::NoUser(_) => "`--user` takes a name or a number that /etc/passwd has",
+            Self::NeedsRoot { .. } => "run it as root, or have root bind the function with `--user`",
+            Self::NoIommu(_) => {
+                "switch the IOMMU on in the firmware and with intel_iommu=on or amd_iommu=on on the kernel's command line"
+            }
+            Self::NoVfioPci => "`modprobe vfio-pci` loads it",
+            Self::GroupShared { .. } => "their drivers have to let go of them first",
+            Self::InUse { .. } => "--force takes it all the same",
+            Self::Driven { .. } => "--force asks it for the function and waits",
+            Self::NotBound { .. } => "`flowlift nic list` shows what has which driver",
+            Self::HalfDone { cause, .. } => return cause.remedy(),
+            Self::WrongDriver { .. } | Self::Odd { .. } | Self::Config { .. } | Self::Io { .. } => {
+                return None;
+            }
+        })
+    }
+
     /// An error of the system, told apart by whether root would have been let through.
     pub(super) fn io(what: impl Into<String>, error: io::Error) -> Self {
         let what = what.into();

@@ -1,9 +1,11 @@
 //! The command line. Only definitions: what each command does is in `command/`.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use flowlift_driver::bind::PciAddress;
 use flowlift_port::HostSpec;
+pub use flowlift_sim::cli::ProfileArg;
 use flowlift_sim::server::{NamedWire, WireError, WireSpec};
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,12 +16,40 @@ use std::time::Duration;
 #[command(name = "flowlift", version, about, propagate_version = true, arg_required_else_help = true)]
 #[command(
     after_long_help = "Exit codes: 0 all is well; 1 the answer is no (a difference, too few flows); 2 bad input, with \
-its place and cause.\n\nEnvironment: FLOWLIFT_LOG sets which log messages are printed, as in FLOWLIFT_LOG=debug."
+its place and cause.\n\nWith --json, what exit code 2 is about is one line of JSON on standard error: an \
+object `error` with `what`, `where`, `why` and `what_to_do`.\n\nEnvironment: FLOWLIFT_LOG sets which log messages are printed, as in FLOWLIFT_LOG=debug."
 )]
 pub struct Cli {
     /// Command.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// What is asked for by a command line, whether it can be parsed or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The command's name, as in `flowlift nic show`.
+    pub command: String,
+    /// The answer shall be JSON.
+    pub json: bool,
+}
+
+impl Asked {
+    /// By this command line, the program first.
+    pub fn of(arguments: &[OsString]) -> Self {
+        let mut command = Cli::command();
+        let mut asked = Self { command: command.get_name().to_owned(), json: false };
+        // What follows `--` is another program's.
+        for argument in arguments.iter().skip(1).take_while(|argument| *argument != "--") {
+            if let Some(below) = command.find_subcommand(argument).cloned() {
+                asked.command = format!("{} {}", asked.command, below.get_name());
+                command = below;
+            } else if argument == "--json" {
+                asked.json = command.get_arguments().any(|known| known.get_long() == Some("json"));
+            }
+        }
+        asked
+    }
 }
 
 /// Commands.
@@ -54,7 +84,8 @@ pub enum Command {
     Bench(crate::bench::BenchCommand),
     /// Print the completions of a shell.
     Completions(CompletionsArgs),
-    /// Write manual pages: that of each command into a folder, or that of flowlift to standard output.
+    /// Write manual pages: those of flowlift, of each of its commands and of flowlift-sim into a folder, or that of flowlift
+    /// to standard output.
     Man(ManArgs),
 }
 
@@ -64,6 +95,30 @@ pub struct CompletionsArgs {
     /// Shell.
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
+    /// Program that is completed.
+    #[arg(value_enum, value_name = "PROGRAM", default_value = "flowlift")]
+    pub program: Program,
+}
+
+/// The programs that users start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Program {
+    /// This one.
+    #[value(name = "flowlift")]
+    Flowlift,
+    /// The simulated NIC as a vfio-user server.
+    #[value(name = "flowlift-sim")]
+    Sim,
+}
+
+impl Program {
+    /// Its command line.
+    pub fn command_line(self) -> clap::Command {
+        match self {
+            Self::Flowlift => Cli::command(),
+            Self::Sim => flowlift_sim::cli::Args::command(),
+        }
+    }
 }
 
 /// Arguments of `man`.
@@ -72,17 +127,6 @@ pub struct ManArgs {
     /// Folder, made if it is not there.
     #[arg(value_name = "DIR")]
     pub folder: Option<PathBuf>,
-}
-
-/// Profile of the simulated NIC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ProfileArg {
-    /// One TCAM of 16 entries, L2 and L3 keys.
-    Tiny,
-    /// Hash and TCAM tables in two stages.
-    Standard,
-    /// Millions of entries in three stages.
-    Large,
 }
 
 /// Where the flows come from.
@@ -270,10 +314,9 @@ impl FromStr for NicArg {
         match s.strip_prefix("vfio-user:") {
             Some("") => Err("vfio-user: and the path of a socket".into()),
             Some(path) => Ok(Self::VfioUser(path.into())),
-            None => s
-                .parse()
-                .map(Self::Pci)
-                .map_err(|error| format!("neither vfio-user:SOCKET nor a PCI address: {error}")),
+            None => s.parse().map(Self::Pci).map_err(|error| {
+                format!("neither vfio-user:SOCKET nor a PCI address as in 0000:03:00.0: {error}")
+            }),
         }
     }
 }
@@ -362,7 +405,7 @@ impl FromStr for DaemonNic {
 impl DaemonArgs {
     /// The wires that the command line names.
     pub fn wire_specs(&self) -> impl Iterator<Item = WireSpec> {
-        let profile = crate::open::profile(self.profile);
+        let profile = self.profile.profile();
         self.wires.iter().filter_map(move |wire| match wire {
             DaemonWire::Spec(wire) => Some(wire.on(&profile)),
             DaemonWire::Auto => None,

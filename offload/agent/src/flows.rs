@@ -1,6 +1,7 @@
 //! Loading a flow dump into a datapath: what cannot be used is refused with line and cause, and counted.
 
-use anyhow::{Context, Result, anyhow, bail};
+use crate::failure::Tell;
+use anyhow::{Context, Result, anyhow};
 use flowlift_flow::text::{DumpReader, ErrorKind, PortNames};
 use flowlift_flow::{Action, Flow, PortNo};
 use flowlift_softpath::{Datapath, FlowId, PutError, PutMode};
@@ -64,13 +65,15 @@ pub fn load(
     let mut text = Vec::new();
     loop {
         text.clear();
-        let read = dump.read_until(b'\n', &mut text).with_context(|| format!("cannot read {name}"))?;
+        let read = dump.read_until(b'\n', &mut text).context("cannot read it").at(name)?;
         if read == 0 {
             break;
         }
         let line = reader.lines() + 1;
-        let text = std::str::from_utf8(&text)
-            .map_err(|e| anyhow!("{name}: line {line}, column {}: not UTF-8", e.valid_up_to() + 1))?;
+        let text = std::str::from_utf8(&text).or_else(|error| {
+            let column = error.valid_up_to() + 1;
+            Err(anyhow!("not UTF-8")).at(format_args!("{name}: line {line}, column {column}"))
+        })?;
         let refusal = match reader.line(text) {
             Ok(None) => continue,
             Ok(Some(dumped)) => match datapath.put_with(&dumped.flow, PutMode::CREATE) {
@@ -91,29 +94,36 @@ pub fn load(
                 }
                 Err(PutError::UfidInUse(id)) => format!("has the UFID of the flow of {}", loaded.place(id)),
                 Err(error @ PutError::Unsupported(_)) => error.to_string(),
-                Err(error) => bail!("{name}: line {line}: {error}"),
+                Err(error) => return Err(error).at(format_args!("{name}: line {line}")),
             },
             Err(error) if is_unknown(&error.kind) => format!("column {}: {}", error.column, error.kind),
             Err(error) => {
-                let hint = match error.kind {
-                    ErrorKind::UnknownPort(ref port) => {
-                        format!(" (give its number by --ports {port}=NUMBER)")
-                    }
-                    _ => String::new(),
+                let remedy = match &error.kind {
+                    ErrorKind::UnknownPort(port) => format!("give its number by --ports {port}=NUMBER"),
+                    _ => "flows are read as `ovs-appctl dpctl/dump-flows` prints them".into(),
                 };
-                bail!("{name}: {error}{hint}");
+                return Err(error).at(name).remedy(remedy);
             }
         };
         if strict {
-            bail!("{name}: line {line}: {refusal} (--strict)");
+            return strictly(refusal, name, line);
         }
         loaded.refused.push(RefusedFlow { line, reason: refusal });
     }
     if loaded.flows.is_empty() && loaded.refused.is_empty() {
-        bail!("{name}: there is no flow in it");
+        return Err(anyhow!("there is no flow in it"))
+            .at(name)
+            .remedy("`ovs-appctl dpctl/dump-flows` prints flows");
     }
     refuse_overlaps(name, strict, datapath, &mut loaded)?;
     Ok(loaded)
+}
+
+/// Why a flow that cannot be used ends it all.
+fn strictly<T>(reason: String, name: &dyn Display, line: u64) -> Result<T> {
+    Err(anyhow!(reason))
+        .at(format_args!("{name}: line {line}"))
+        .remedy("without --strict, the other flows are used")
 }
 
 /// Of two flows that a packet could both match (R22), the later one is refused.
@@ -136,7 +146,7 @@ fn refuse_overlaps(
             };
             let reason = format!("overlaps the flow of line {earlier}: a packet could match either");
             if strict {
-                bail!("{name}: line {line}: {reason} (--strict)");
+                return strictly(reason, name, line);
             }
             datapath.delete(pair.second);
             gone.insert(pair.second);
@@ -210,7 +220,7 @@ mod tests {
     }
 
     fn error(text: &str) -> String {
-        format!("{:#}", load_text(text, false).unwrap_err())
+        crate::failure::text(&load_text(text, false).unwrap_err())
     }
 
     const GOOD: &str =
@@ -226,7 +236,7 @@ mod tests {
         assert_eq!(loaded.refused.iter().map(|f| f.line).collect::<Vec<_>>(), [1, 3]);
         assert!(loaded.refused[0].reason.contains("teleport"), "{:?}", loaded.refused);
         assert!(loaded.refused[1].reason.contains("colour"), "{:?}", loaded.refused);
-        let strict = format!("{:#}", load_text(&dump, true).unwrap_err());
+        let strict = crate::failure::text(&load_text(&dump, true).unwrap_err());
         assert!(strict.contains("line 1") && strict.contains("--strict"), "{strict}");
     }
 

@@ -2,9 +2,10 @@
 
 use crate::cli::FlowArgs;
 use crate::engine::Arrival;
+use crate::failure::Tell;
 use crate::flows::{self, Loaded};
 use crate::ports::Ports;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use flowlift_flow::PortNo;
 use flowlift_port::CaptureFile;
 use flowlift_softpath::{Config, Datapath};
@@ -50,7 +51,7 @@ pub fn read_flows(args: &FlowArgs, seed: u64) -> Result<Flows> {
             flows::load(&"the bundled flows", dump, ports.names(), args.strict, &mut datapath)?
         }
         Some(path) => {
-            let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+            let file = File::open(path).context("cannot open it").at(path.display())?;
             let dump = BufReader::with_capacity(1 << 20, file);
             flows::load(&path.display(), dump, ports.names(), args.strict, &mut datapath)?
         }
@@ -79,14 +80,14 @@ pub fn read_packets(path: Option<&Path>, in_port: Option<&str>, ports: &Ports) -
         None => ("the bundled capture".to_owned(), CaptureFile::read(BUNDLED_CAPTURE)),
         Some(path) => (path.display().to_string(), CaptureFile::open(path)),
     };
-    let capture = capture.map_err(|error| anyhow!("{name}: {error}"))?;
+    let capture = capture.at(&name)?;
     if capture.is_empty() {
         match capture.damage() {
-            Some(damage) => bail!("{name}: {damage}"),
-            None => bail!("{name}: there is no packet in it"),
+            Some(damage) => return Err(anyhow!("{damage}")).at(name),
+            None => return Err(anyhow!("there is no packet in it")).at(name),
         }
     }
-    let forced = in_port.map(|text| ports.port(text)).transpose().context("--in-port")?;
+    let forced = in_port.map(|text| ports.port(text)).transpose().at("--in-port")?;
     let mut interfaces = Vec::new();
     for interface in capture.interfaces() {
         let named = interface.name.as_deref();
@@ -94,9 +95,11 @@ pub fn read_packets(path: Option<&Path>, in_port: Option<&str>, ports: &Ports) -
             (Some(name), _) if ports.port(name).is_ok() => ports.port(name)?,
             (_, Some(port)) => port,
             (None, None) => DEFAULT_IN_PORT,
-            (Some(interface), None) => bail!(
-                "{name}: unknown port '{interface}': give its number by --ports {interface}=NUMBER, or one for all by --in-port"
-            ),
+            (Some(interface), None) => {
+                return Err(anyhow!("unknown port '{interface}'")).at(name).remedy(format_args!(
+                    "give its number by --ports {interface}=NUMBER, or one for all by --in-port"
+                ));
+            }
         });
     }
     Ok(Packets { capture, interfaces, default: forced.unwrap_or(DEFAULT_IN_PORT), name })

@@ -4,6 +4,8 @@
 //! across flows is free: hardware and software work side by side. A flow here is what the frame that left shows:
 //! addresses, protocol and ports, whatever ingress port it came from.
 
+use crate::failure::Tell;
+use anyhow::Context;
 use flowlift_flow::{Key, Metadata, PortNo};
 use flowlift_port::capture::Resolution;
 use flowlift_port::{Frame, FrameSink, PcapWriter};
@@ -131,8 +133,7 @@ impl Captures {
         if !self.writers.contains_key(&port) {
             let name = self.names.get(&port).cloned().unwrap_or_else(|| port.0.to_string());
             let path = self.folder.join(format!("{}.pcap", name.replace('/', "_")));
-            let file =
-                File::create(&path).map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display()))?;
+            let file = File::create(&path).context("cannot write it").at(path.display())?;
             self.writers.insert(port, PcapWriter::new(BufWriter::new(file), Resolution::Nano)?);
         }
         let frame = Frame { timestamp_ns: now_ns, ..Frame::new(frame) };

@@ -7,6 +7,7 @@ pub mod command;
 pub mod control;
 pub mod daemon;
 pub mod engine;
+pub mod failure;
 pub mod flows;
 pub mod input;
 pub mod ledger;

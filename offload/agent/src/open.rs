@@ -1,8 +1,9 @@
 //! Opening NICs through their drivers: the simulated one in this process, or a PCI function behind VFIO or vfio-user.
 
-use crate::cli::{NicArg, ProfileArg, WireArg};
+use crate::cli::{NicArg, WireArg};
 use crate::engine::{NicSetup, Outside, Simulated};
-use anyhow::{Context, Result, bail};
+use crate::failure::Tell;
+use anyhow::{Context, Result, anyhow};
 use flowlift_bus::PciFunction;
 use flowlift_driver::bind::Host;
 use flowlift_driver::fl1::{self, Fl1, Fl1Config, Platform};
@@ -28,21 +29,12 @@ const ATTEMPTS: u32 = 16;
 /// Device time of a step, in nanoseconds.
 pub(crate) const STEP_NS: u64 = 1_000;
 
-/// The profile by its name on the command line.
-pub fn profile(arg: ProfileArg) -> Profile {
-    match arg {
-        ProfileArg::Tiny => Profile::tiny(),
-        ProfileArg::Standard => Profile::standard(),
-        ProfileArg::Large => Profile::large(),
-    }
-}
-
 /// Parses `--faults`.
 ///
 /// # Errors
 /// An unknown fault or a rate that is none, with the faults that there are.
 pub fn faults(spec: Option<&str>) -> Result<FaultPlan> {
-    spec.map_or(Ok(FaultPlan::default()), |spec| spec.parse().with_context(|| format!("--faults {spec}")))
+    spec.map_or(Ok(FaultPlan::default()), |spec| spec.parse().at(format_args!("--faults {spec}")))
 }
 
 /// A driver of a device family.
@@ -91,29 +83,33 @@ pub struct Opened {
 pub fn open_function(nic: &NicArg) -> Result<Opened> {
     let function: Arc<dyn PciFunction> = match nic {
         NicArg::Pci(address) => Arc::new(
-            VfioFunction::open(&Host::default(), *address)
-                .with_context(|| format!("cannot open {address}"))?,
+            VfioFunction::open(&Host::default(), *address).context("cannot open it").at(address).remedy(
+                "`flowlift nic list` says what can be used, `flowlift nic bind` (root) binds it to vfio-pci",
+            )?,
         ),
         NicArg::VfioUser(path) => VfioUser::connect(path, VfioUserConfig::default())
-            .with_context(|| format!("cannot open vfio-user:{}", path.display()))?,
+            .context("cannot open it")
+            .at(nic)
+            .remedy("a server such as `flowlift-sim --socket PATH` has to listen there")?,
     };
     let name = function.name().to_owned();
-    let read =
-        |offset| function.config_read(offset, 2).with_context(|| format!("cannot read the ids of {name}"));
-    let driver = driver_of(read(0)?, read(2)?).with_context(|| name.clone())?;
+    let read = |offset| function.config_read(offset, 2).context("cannot read its ids").at(&name);
+    let driver = driver_of(read(0)?, read(2)?).at(&name)?;
     let nic = (driver.open)(Arc::clone(&function))
-        .with_context(|| format!("cannot bring {name} up ({})", driver.name))?;
+        .with_context(|| format!("cannot bring it up ({})", driver.name))
+        .at(&name)?;
     Ok(Opened { nic, function })
 }
 
 /// The driver of a device by its vendor and device ID.
 fn driver_of(vendor: u32, device: u32) -> Result<&'static Driver> {
     let ids = |driver: &Driver| (u32::from(driver.ids.0), u32::from(driver.ids.1));
-    DRIVERS.iter().find(|driver| ids(driver) == (vendor, device)).with_context(|| {
-        let known = |driver: &Driver| format!("{} ({:04x}:{:04x})", driver.name, driver.ids.0, driver.ids.1);
-        let known: Vec<_> = DRIVERS.iter().map(known).collect();
-        format!("no driver for a device {vendor:04x}:{device:04x}; there is one for {}", known.join(", "))
-    })
+    let found = DRIVERS.iter().find(|driver| ids(driver) == (vendor, device));
+    let known = |driver: &Driver| format!("{} ({:04x}:{:04x})", driver.name, driver.ids.0, driver.ids.1);
+    let known: Vec<_> = DRIVERS.iter().map(known).collect();
+    found
+        .with_context(|| format!("no driver for a device {vendor:04x}:{device:04x}"))
+        .remedy(format_args!("there is one for {}", known.join(", ")))
 }
 
 /// How the ports of a NIC outside are plugged in.
@@ -137,9 +133,13 @@ pub fn open_outside(nic: &NicArg, plugged: &Plugged) -> Result<NicSetup> {
     // The wires first: a port of the NIC whose other end is there has link.
     let mut wires = BTreeMap::new();
     for WireArg { port, spec } in &plugged.wires {
-        let opened = HostPort::open(spec).with_context(|| format!("--wire p{port}: cannot open {spec}"))?;
+        let opened = HostPort::open(spec)
+            .with_context(|| format!("cannot open {spec}"))
+            .at(format_args!("--wire p{port}"))?;
         if wires.insert(NicPort(port + 1), opened).is_some() {
-            bail!("--wire: p{port} has two wires");
+            return Err(anyhow!("p{port} has two wires"))
+                .at("--wire")
+                .remedy("a port has one; leave one out");
         }
     }
     let Opened { nic, function } = open_function(nic)?;
@@ -148,14 +148,18 @@ pub fn open_outside(nic: &NicArg, plugged: &Plugged) -> Result<NicSetup> {
     let has = |port: u16| caps.ports.iter().any(|caps| caps.port == NicPort(port + 1));
     let named = plugged.wires.iter().map(|wire| wire.port).chain(plugged.map.iter().map(|(_, port)| *port));
     if let Some(port) = named.into_iter().find(|port| !has(*port)) {
-        bail!("{name} has no port p{port}: it has p0 to p{}", caps.ports.len().saturating_sub(1));
+        return Err(anyhow!("it has no port p{port}"))
+            .at(name)
+            .remedy(format_args!("it has p0 to p{}", caps.ports.len().saturating_sub(1)));
     }
     let mut map = PortMap::new();
     if plugged.map.is_empty() {
         let linked: Vec<NicPort> =
             caps.ports.iter().map(|caps| caps.port).filter(|port| nic.link(*port)).collect();
         if linked.is_empty() {
-            bail!("no port of {name} has link: plug something in, for flowlift-sim by its --wire");
+            return Err(anyhow!("no port has link"))
+                .at(name)
+                .remedy("plug something in, for flowlift-sim by its --wire");
         }
         let mut ports: Vec<PortNo> = plugged.ports.iter().take(linked.len()).copied().collect();
         ports.sort();
@@ -164,7 +168,9 @@ pub fn open_outside(nic: &NicArg, plugged: &Plugged) -> Result<NicSetup> {
     for (port, number) in &plugged.map {
         let nic_port = NicPort(number + 1);
         if map.nic(*port).is_some() || map.dp(nic_port).is_some() {
-            bail!("--nic-ports: port {} or p{number} stands twice", port.0);
+            return Err(anyhow!("port {} or p{number} stands twice", port.0))
+                .at("--nic-ports")
+                .remedy("each port stands for one other");
         }
         map.insert(*port, nic_port);
     }
@@ -244,7 +250,7 @@ mod tests {
     fn a_device_has_the_driver_of_its_ids_and_an_unknown_one_is_told_which_there_are() {
         assert_eq!(driver_of(0x1d9b, 0xf101).unwrap().name, "FL1");
         assert_eq!(driver_of(0x1b36, 0x0006).unwrap().name, "rocker");
-        let error = driver_of(0x8086, 0x10fb).map(|driver| driver.name).unwrap_err().to_string();
+        let error = crate::failure::text(&driver_of(0x8086, 0x10fb).map(|driver| driver.name).unwrap_err());
         assert!(error.contains("8086:10fb") && error.contains("FL1 (1d9b:f101)"), "{error}");
     }
 }

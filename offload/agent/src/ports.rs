@@ -1,6 +1,7 @@
 //! Ports of the replay: names, numbers, and which of them are the NIC's.
 
-use anyhow::{Context, Result, bail};
+use crate::failure::Tell;
+use anyhow::{Context, Result, anyhow, bail};
 use flowlift_flow::PortNo;
 use flowlift_flow::text::{PortMap, PortNames};
 use std::collections::BTreeMap;
@@ -25,13 +26,15 @@ impl Ports {
             let (name, number) = pair
                 .trim()
                 .split_once('=')
-                .with_context(|| format!("port '{pair}': expected NAME=NUMBER, as in p1=1"))?;
-            let number = parse_number(number).with_context(|| format!("port '{pair}'"))?;
+                .context("a port without a number")
+                .at(format_args!("--ports {pair}"))
+                .remedy("expected is NAME=NUMBER, as in p1=1")?;
+            let number = parse_number(number).at(format_args!("--ports {pair}"))?;
             if name.is_empty() {
-                bail!("port '{pair}': the name is empty");
+                return Err(anyhow!("the name is empty")).at(format_args!("--ports {pair}"));
             }
             if !names.insert(name, number) {
-                bail!("port '{name}' is given twice");
+                return Err(anyhow!("port '{name}' is given twice")).at("--ports");
             }
         }
         Ok(Self { names })
@@ -50,7 +53,8 @@ impl Ports {
         match self.names.number(text) {
             Some(number) => Ok(number),
             None => parse_number(text)
-                .with_context(|| format!("unknown port '{text}' (names are given by --ports {text}=NUMBER)")),
+                .with_context(|| format!("unknown port '{text}'"))
+                .remedy(format_args!("names are given by --ports {text}=NUMBER")),
         }
     }
 
@@ -82,7 +86,7 @@ mod tests {
         let ports = Ports::parse(["p1=1", "eth0=7"]).unwrap();
         assert_eq!(ports.port("eth0").unwrap(), PortNo(7));
         assert_eq!(ports.port("12").unwrap(), PortNo(12));
-        let error = format!("{:#}", ports.port("p9").unwrap_err());
+        let error = crate::failure::text(&ports.port("p9").unwrap_err());
         assert!(error.contains("unknown port 'p9'") && error.contains("--ports"), "{error}");
     }
 
@@ -95,7 +99,7 @@ mod tests {
             (vec!["=3"], "name is empty"),
             (vec!["p1=1", "p1=2"], "given twice"),
         ] {
-            let error = format!("{:#}", Ports::parse(pairs.clone()).unwrap_err());
+            let error = crate::failure::text(&Ports::parse(pairs.clone()).unwrap_err());
             assert!(error.contains(want), "{pairs:?}: {error}");
         }
     }

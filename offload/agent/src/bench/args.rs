@@ -1,7 +1,8 @@
 //! Arguments that the benchmarks share.
 
 use super::cpu;
-use anyhow::{Result, bail};
+use crate::failure::Tell;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use std::time::Duration;
 
@@ -27,7 +28,9 @@ impl Measure {
     pub(super) fn time(&self) -> Result<Duration> {
         match Duration::try_from_secs_f64(self.seconds) {
             Ok(time) if !time.is_zero() => Ok(time),
-            _ => bail!("--seconds {}: expected a positive number", self.seconds),
+            _ => Err(anyhow!("this is no time that can be measured"))
+                .at(format_args!("--seconds {}", self.seconds))
+                .remedy("expected is a positive number"),
         }
     }
 

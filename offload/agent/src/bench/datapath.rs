@@ -2,9 +2,10 @@
 
 use super::args::Measure;
 use super::forward::{Frames, Speed, forward};
+use crate::failure::Tell;
 use crate::flows::load;
 use crate::ports::Ports;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use flowlift_port::CaptureFile;
 use flowlift_softpath::{Config, Datapath};
@@ -99,17 +100,17 @@ pub(super) fn run(args: &DatapathArgs) -> Result<()> {
     let ports = Ports::parse(args.ports.iter().map(String::as_str))?;
     let in_port = ports.port(&args.in_port)?;
 
-    let capture = CaptureFile::open(&args.pcap).with_context(|| format!("{}", args.pcap.display()))?;
+    let capture = CaptureFile::open(&args.pcap).at(args.pcap.display())?;
     if let Some(damage) = capture.damage() {
-        bail!("{}: {damage}", args.pcap.display());
+        return Err(anyhow!("{damage}")).at(args.pcap.display());
     }
     if capture.is_empty() {
-        bail!("{}: there is no frame in it", args.pcap.display());
+        return Err(anyhow!("there is no frame in it")).at(args.pcap.display());
     }
     let mut frames = Frames::default();
     capture.frames().for_each(|frame| frames.push(frame.data, args.spacing));
 
-    let file = File::open(&args.flows).with_context(|| format!("cannot open {}", args.flows.display()))?;
+    let file = File::open(&args.flows).context("cannot open it").at(args.flows.display())?;
     let mut datapath = Datapath::new(Config::default());
     let loaded = load(&args.flows.display(), BufReader::new(file), ports.names(), true, &mut datapath)?;
 

@@ -7,7 +7,8 @@
 use super::args::Measure;
 use super::forward::{Frames, Speed, forward};
 use super::traffic::{IN_PORT, Random, Tuple, Zipf, flow, frame};
-use anyhow::{Result, bail};
+use crate::failure::Tell;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use flowlift_softpath::{Config, Datapath};
 use serde::Serialize;
@@ -116,7 +117,9 @@ pub(super) fn run(args: &MasksArgs) -> Result<()> {
     let time = args.measure.time()?;
     let cores = args.measure.cores(1)?;
     if let Some(n) = args.masks.iter().find(|n| !(1..=CLASSES).contains(*n)) {
-        bail!("--masks {n}: expected 1 to {CLASSES}");
+        return Err(anyhow!("not a number of masks"))
+            .at(format_args!("--masks {n}"))
+            .remedy(format_args!("expected is 1 to {CLASSES}"));
     }
     let (connections, frames) = traffic();
     let datapaths =

@@ -3,6 +3,7 @@
 use crate::cli::{AskArgs, DaemonArgs, DaemonFlowArgs, ExplainArgs, OvsRunArgs, TopArgs};
 use crate::command::Outcome;
 use crate::control::{self, Client};
+use crate::failure::Tell;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -53,10 +54,10 @@ fn find_library() -> Result<PathBuf> {
     let mut folders = vec![folder.to_path_buf()];
     folders.extend(LIBRARY_FOLDERS.iter().map(|other| folder.join(other)));
     let found = folders.iter().map(|folder| folder.join(LIBRARY)).find(|path| path.exists());
-    found.with_context(|| {
-        let looked: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-        format!("{LIBRARY} is not in {}; `--library PATH` names it", looked.join(", "))
-    })
+    let looked: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    found
+        .with_context(|| format!("{LIBRARY} is not in {}", looked.join(", ")))
+        .remedy("`--library PATH` names it")
 }
 
 fn connect(args: &AskArgs) -> Result<Client> {

@@ -2,10 +2,11 @@
 
 use super::{Outcome, print_json};
 use crate::cli::ExplainArgs;
+use crate::failure::Tell;
 use crate::input::{self, Flows};
 use crate::open;
 use crate::report::{self, FlowLine};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use flowlift_driver::fl1::Fl1;
 use flowlift_driver::nic::Nic;
 use flowlift_offload::explain::{Verdict, explain};
@@ -54,11 +55,13 @@ pub fn run(args: &ExplainArgs) -> Result<Outcome> {
     if let Some(require) = args.require
         && !(0.0..=100.0).contains(&require)
     {
-        bail!("--require {require}: a percentage from 0 to 100 is wanted");
+        return Err(anyhow!("this is no percentage"))
+            .at(format_args!("--require {require}"))
+            .remedy("a number from 0 to 100 is wanted");
     }
     let mut input = input::read_flows(&args.flows, 0)?;
     let ports = input::nic_ports(&input, &BTreeSet::new());
-    let setup = open::open(open::profile(args.profile), 0, FaultPlan::default(), &ports, 0)?;
+    let setup = open::open(args.profile.profile(), 0, FaultPlan::default(), &ports, 0)?;
     let explained = explain_flows(&mut input, setup)?;
     if args.json {
         print_json(&explained)?;

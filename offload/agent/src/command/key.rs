@@ -2,7 +2,8 @@
 
 use super::Outcome;
 use crate::cli::KeyArgs;
-use anyhow::{Result, anyhow};
+use crate::failure::Tell;
+use anyhow::Result;
 use flowlift_flow::Metadata;
 use flowlift_flow::text::key_text;
 use flowlift_port::CaptureReader;
@@ -12,10 +13,10 @@ use std::io::Write;
 /// Prints each packet's number, a tab and its key; with `--tlv` a tab and the key's Netlink attributes in hex.
 ///
 /// # Errors
-/// A file that is no capture, or output that cannot be written.
+/// A file that is no capture, or none from some record on, or output that cannot be written.
 pub fn run(args: &KeyArgs) -> Result<Outcome> {
     let name = args.pcap.display();
-    let mut reader = CaptureReader::open(&args.pcap).map_err(|error| anyhow!("{name}: {error}"))?;
+    let mut reader = CaptureReader::open(&args.pcap).at(&name)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let metadata = Metadata { in_port: args.in_port, ..Metadata::default() };
     let mut number = 0u64;
@@ -25,8 +26,7 @@ pub fn run(args: &KeyArgs) -> Result<Outcome> {
             Ok(None) => break,
             Err(error) => {
                 out.flush()?;
-                eprintln!("flowlift: {name}: {error}; the {number} packets before it are above");
-                return Ok(Outcome::Damaged);
+                return Err(error).at(name).remedy(format_args!("the {number} packets before it are above"));
             }
         };
         number += 1;

@@ -22,8 +22,6 @@ pub enum Outcome {
     Good,
     /// The answer is no (a difference, too few flows): exit code 1.
     Bad,
-    /// Done as far as the input allowed: exit code 2.
-    Damaged,
 }
 
 /// Runs a command.

@@ -35,7 +35,7 @@ const ACTIONS: [(ActionKind, &str); 12] = [
 pub fn show(args: &NicShowArgs) -> Result<Outcome> {
     let nic: Box<dyn Nic> = match &args.nic {
         Some(nic) => open::open_function(nic)?.nic,
-        None => Box::new(open::open(open::profile(args.profile), 0, FaultPlan::default(), &[], 0)?.nic),
+        None => Box::new(open::open(args.profile.profile(), 0, FaultPlan::default(), &[], 0)?.nic),
     };
     let caps = nic.caps();
     if args.json {

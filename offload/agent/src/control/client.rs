@@ -1,6 +1,7 @@
 //! The client's side of the control socket, for flowlift's own commands.
 
-use anyhow::{Context, Result, bail};
+use crate::failure::Tell;
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::{BufReader, ErrorKind, Write};
@@ -29,18 +30,24 @@ impl Client {
     /// # Errors
     /// No daemon, or no right to talk to it.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).map_err(|error| {
-            let what = match error.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                    "no daemon there; `flowlift daemon` starts one"
+        let place = path.display();
+        let stream = UnixStream::connect(path).or_else(|error| {
+            let (what, remedy) = match error.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => (
+                    "no daemon there",
+                    "`flowlift daemon` starts one; --control or FLOWLIFT_RUNDIR names one that is elsewhere",
+                ),
+                ErrorKind::PermissionDenied => {
+                    ("cannot talk to the daemon", "only the daemon's user and root may talk to it")
                 }
-                ErrorKind::PermissionDenied => "only the daemon's user and root may talk to it",
-                _ => "cannot connect",
+                _ => ("cannot connect", "--control names the socket of a daemon"),
             };
-            anyhow::Error::new(error).context(format!("{}: {what}", path.display()))
+            Err(error).context(what).at(place.to_string()).remedy(remedy)
         })?;
         if !super::is_trusted(&stream) {
-            bail!("{}: another user's program serves it", path.display());
+            return Err(anyhow!("another user's program serves it"))
+                .at(place)
+                .remedy("only the user's own or root's daemon is asked: --control names its socket");
         }
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;

@@ -187,7 +187,7 @@ mod tests {
         assert!(format!("{second:#}").contains("another daemon"), "{second:#}");
         drop(server);
         assert!(!path.exists());
-        let nobody = Client::connect(&path).err().unwrap().to_string();
+        let nobody = crate::failure::text(&Client::connect(&path).err().unwrap());
         assert!(nobody.contains("no daemon there"), "{nobody}");
     }
 

@@ -3,7 +3,6 @@
 
 use super::keeper::Keeper;
 use crate::cli::{DaemonArgs, NicArg};
-use crate::open;
 use anyhow::{Context, Result};
 use flowlift_port::HostSpec;
 use flowlift_sim::server::{Plugs, Server, ServerConfig, WireKind, WireSpec};
@@ -37,7 +36,7 @@ impl Simulation {
     /// A wire or the device's socket cannot be opened.
     pub(super) fn start(args: &DaemonArgs, keeper: &mut Keeper) -> Result<Self> {
         let config = Config { seed: 0, faults: FaultPlan::default(), clock: Box::new(HostClock::default()) };
-        let device = Fl1::new(open::profile(args.profile), config);
+        let device = Fl1::new(args.profile.profile(), config);
         let path = crate::control::run_dir().join(format!("sim-{}.sock", std::process::id()));
         let wires: Vec<WireSpec> = args.wire_specs().collect();
         let host = &mut |spec: &HostSpec| keeper.host_port(spec);

@@ -33,6 +33,7 @@ fn every_command_has_a_manual_page_of_its_own() {
     let wanted: BTreeSet<String> = commands(&[])
         .into_iter()
         .map(|words| std::iter::once("flowlift".to_owned()).chain(words).collect::<Vec<_>>().join("-") + ".1")
+        .chain(["flowlift-sim.1".to_owned()])
         .collect();
     for page in ["flowlift.1", "flowlift-replay.1", "flowlift-nic-bind.1", "flowlift-bench-datapath.1"] {
         assert!(wanted.contains(page), "{page} is none of {wanted:?}");
@@ -53,9 +54,10 @@ fn every_command_has_a_manual_page_of_its_own() {
 fn offered(script: &str, words: &[&str]) -> BTreeSet<String> {
     let word = |word: &&str| format!("'{word}'");
     let (list, last) = (words.iter().map(word).collect::<Vec<_>>().join(" "), words.len() - 1);
-    let (now, before) = (words[last], words[last - 1]);
+    let (now, before, program) = (words[last], words[last - 1], words[0]);
+    let function = program.replace('-', "__");
     let program = format!(
-        ". '{script}'\nCOMP_WORDS=({list})\nCOMP_CWORD={last}\n_flowlift flowlift '{now}' '{before}'\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+        ". '{script}'\nCOMP_WORDS=({list})\nCOMP_CWORD={last}\n_{function} {program} '{now}' '{before}'\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
     );
     let done = Command::new("bash").args(["--norc", "-c", &program]).output().expect("bash starts");
     assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -73,6 +75,9 @@ fn bash_completes_commands_and_options() {
     assert!(offered(&script, &["flowlift", "replay", "--li"]).contains("--live"));
     let profiles = offered(&script, &["flowlift", "replay", "--profile", ""]);
     assert!(["tiny", "standard", "large"].iter().all(|profile| profiles.contains(*profile)), "{profiles:?}");
+    let script = folder.write("flowlift-sim.bash", succeeds(&["completions", "bash", "flowlift-sim"]));
+    assert!(offered(&script, &["flowlift-sim", "--so"]).contains("--socket"));
+    assert!(offered(&script, &["flowlift-sim", "--profile", ""]).contains("large"));
 }
 
 #[test]
@@ -85,6 +90,8 @@ fn there_are_completions_for_every_shell_that_is_named() {
         ("powershell", "Register-ArgumentCompleter"),
     ] {
         assert!(succeeds(&["completions", shell]).contains(sign), "{shell}");
+        let other = succeeds(&["completions", shell, "flowlift-sim"]);
+        assert!(other.contains("flowlift-sim") && other.contains("socket"), "{shell}");
     }
     refuses(&["completions", "cmd"], &["invalid value 'cmd'"]);
 }

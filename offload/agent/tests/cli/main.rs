@@ -4,6 +4,7 @@
 mod bad_input;
 mod common;
 mod explain;
+mod failure;
 mod generate;
 mod key;
 mod replay;

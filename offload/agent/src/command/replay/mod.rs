@@ -1,6 +1,7 @@
 //! `flowlift replay`.
 
 use super::{Outcome, print_json};
+use crate::failure::{self, Tell};
 mod report;
 
 use crate::check::CheckReport;
@@ -10,7 +11,7 @@ use crate::input::{self, Flows, Packets};
 use crate::ledger::Ledger;
 use crate::open;
 use crate::progress::Progress;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use flowlift_flow::PortNo;
 use flowlift_softpath::{Config, Datapath, FlowId};
 use nix::sys::signal::{SigSet, Signal};
@@ -47,7 +48,7 @@ impl Main {
 /// Replays a capture and tells who handled what. [`Outcome::Bad`] if `--check` found a difference.
 ///
 /// # Errors
-/// Input that cannot be used at all.
+/// Input that cannot be used at all, or, after the report, that cannot be used to its end.
 pub fn run(args: &ReplayArgs) -> Result<Outcome> {
     let report = replay(args)?;
     if args.json {
@@ -56,8 +57,8 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
         super::print_text(|out| report::print_text(out, &report))?;
     }
     if let Some(damage) = &report.damage {
-        eprintln!("flowlift: {damage}; the {} packets before it were replayed", report.packets.total);
-        return Ok(Outcome::Damaged);
+        return Err(anyhow!("{damage}"))
+            .remedy(format_args!("the {} packets before it were replayed", report.packets.total));
     }
     let differs = report.check.as_ref().is_some_and(|check| check.differences > 0);
     Ok(if differs { Outcome::Bad } else { Outcome::Good })
@@ -69,20 +70,23 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
 /// Input that cannot be used at all; a NIC outside that cannot be driven.
 pub fn replay(args: &ReplayArgs) -> Result<Report> {
     match (&args.flows.flows, &args.pcap) {
-        (Some(flows), None) if args.live.is_none() => bail!(
-            "--flows {0} has no packets to replay: name a capture by --pcap FILE, or see what a NIC would take by `flowlift explain --flows {0}`",
-            flows.display()
-        ),
-        (None, Some(pcap)) => bail!(
-            "--pcap {} has no flows: name a dump by --flows FILE (`ovs-appctl dpctl/dump-flows` prints one)",
-            pcap.display()
-        ),
+        (Some(flows), None) if args.live.is_none() => {
+            let flows = flows.display();
+            return Err(anyhow!("there are no packets to replay")).at(format_args!("--flows {flows}")).remedy(format_args!(
+                "name a capture by --pcap FILE, or see what a NIC would take by `flowlift explain --flows {flows}`"
+            ));
+        }
+        (None, Some(pcap)) => {
+            return Err(anyhow!("there are no flows to replay it with"))
+                .at(format_args!("--pcap {}", pcap.display()))
+                .remedy("name a dump by --flows FILE (`ovs-appctl dpctl/dump-flows` prints one)");
+        }
         _ => {}
     }
     if let (Some(nic), Some(faults)) = (&args.nic, &args.faults) {
-        bail!(
-            "--faults {faults} breaks the simulated NIC of this process, not {nic}: start flowlift-sim with --faults {faults} for that"
-        );
+        return Err(anyhow!("it breaks the simulated NIC of this process, not {nic}"))
+            .at(format_args!("--faults {faults}"))
+            .remedy(format_args!("start flowlift-sim with --faults {faults} for that"));
     }
     let progress = Progress::new(!args.json);
     let mut speed = Speed::default();
@@ -143,7 +147,7 @@ fn main_run(
     let faults = open::faults(args.faults.as_deref())?;
     let mut ledger = if args.check { Ledger::comparable() } else { Ledger::counting() };
     if let Some(folder) = &args.out {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        std::fs::create_dir_all(folder).context("cannot make the folder").at(folder.display())?;
         ledger = ledger.with_captures(folder, input.ports.by_number());
     }
     let ids: Vec<FlowId> = input.loaded.flows.iter().map(|flow| flow.id).collect();
@@ -153,8 +157,7 @@ fn main_run(
         _ if args.no_nic => Err(anyhow!("no NIC was asked for (--no-nic)")),
         None => {
             let start_ns = packets.map_or(0, Packets::start_ns);
-            open::open(open::profile(args.profile), args.seed, faults, &ports, start_ns)
-                .map(|setup| setup.boxed())
+            open::open(args.profile.profile(), args.seed, faults, &ports, start_ns).map(|setup| setup.boxed())
         }
         Some(nic) => {
             let setup = open::open_outside(nic, &plugged(args, input, ports)?)?;
@@ -173,7 +176,7 @@ fn main_run(
         }
         // A dead NIC loses nothing: the softpath has every flow.
         Err(error) => {
-            *no_nic = Some(format!("{error:#}"));
+            *no_nic = Some(failure::text(&error));
             Ok(Main::Soft(Box::new(SoftRun::new(datapath, ids, args.seed, ledger))))
         }
     }
@@ -188,7 +191,7 @@ fn plugged(args: &ReplayArgs, input: &Flows, ports: Vec<PortNo>) -> Result<open:
     let map = args
         .nic_ports
         .iter()
-        .map(|text| pair(text).with_context(|| format!("--nic-ports {text}")))
+        .map(|text| pair(text).at(format_args!("--nic-ports {text}")))
         .collect::<Result<_>>()?;
     Ok(open::Plugged { map, ports, wires: args.wires.clone() })
 }
@@ -199,11 +202,14 @@ fn check_ways(nic: &NicArg, setup: &NicSetup, arrivals: &BTreeSet<PortNo>, input
     for (port, nic_port) in setup.ports.iter().filter(|(port, _)| arrivals.contains(port)) {
         if !caps.pipeline_tx && !setup.harness.sees(nic_port) {
             let name = input.ports.by_number().remove(&port).unwrap_or_else(|| port.0.to_string());
-            bail!(
-                "packets of port {name} have no way into {nic}: {} takes none from its slow path, so a port of this host has to be the end of the wire (--wire p{}=...); or serve what arrives (--live SECONDS)",
-                caps.device,
-                nic_port.0.wrapping_sub(1)
-            );
+            let why = "takes none from its slow path";
+            return Err(anyhow!("packets of port {name} have no way into it: {} {why}", caps.device))
+                .at(nic)
+                .remedy(format_args!(
+                    "name the port of this host that is the end of the wire (--wire p{}=...), or serve what arrives \
+                     (--live SECONDS)",
+                    nic_port.0.wrapping_sub(1)
+                ));
         }
     }
     Ok(())
