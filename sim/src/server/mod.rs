@@ -27,9 +27,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wire::PlugsInbox;
@@ -433,16 +433,7 @@ struct Woken {
 
 /// Opens the listening socket; one that nobody serves any more is replaced.
 fn listen(path: &Path) -> io::Result<UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(e) if e.kind() == ErrorKind::AddrInUse => {
-            match UnixStream::connect(path) {
-                Err(e) if e.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
-                _ => return Err(e),
-            }
-            UnixListener::bind(path)?
-        }
-        other => other?,
-    };
+    let listener = flowlift_port::unix::bind(path, UnixListener::bind)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

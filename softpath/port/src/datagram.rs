@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
-use crate::{Frame, FrameSink, FrameSource, MAX_FRAME, PortError};
+use crate::{Frame, FrameSink, FrameSource, MAX_FRAME, PortError, unix};
 
 /// One end of a wire of Unix datagrams.
 ///
@@ -29,25 +29,12 @@ impl DatagramPort {
     /// What the system says; `AddrInUse` where somebody is listening.
     pub fn bind(path: impl Into<PathBuf>, peer: Option<&Path>) -> Result<DatagramPort, PortError> {
         let path = path.into();
-        let socket = match UnixDatagram::bind(&path) {
-            Err(e) if e.kind() == ErrorKind::AddrInUse && is_abandoned(&path) => {
-                std::fs::remove_file(&path)?;
-                UnixDatagram::bind(&path)?
-            }
-            other => other?,
-        };
+        let socket = unix::bind(&path, UnixDatagram::bind)?;
         socket.set_nonblocking(true)?;
         let peer = peer.map(SocketAddr::from_pathname).transpose()?;
         let fixed = peer.is_some();
         Ok(DatagramPort { socket, path, peer, fixed, lent: vec![0; MAX_FRAME] })
     }
-}
-
-/// A socket file whose socket is closed.
-fn is_abandoned(path: &Path) -> bool {
-    UnixDatagram::unbound()
-        .and_then(|probe| probe.connect(path))
-        .is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
 }
 
 impl Drop for DatagramPort {

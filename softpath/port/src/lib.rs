@@ -2,7 +2,7 @@
 //!
 //! A port is a [`FrameSource`], a [`FrameSink`] or both. What there is: capture files ([`capture`]), wires in memory
 //! ([`memory`]) and of Unix datagrams ([`datagram`]), TAP devices ([`tap`]), and network devices of the host ([`packet`]), which
-//! [`link`] watches and sets. The crate knows Ethernet frames as bytes and nothing of what is in them, but where a frame that is
+//! [`link`] watches and sets. [`unix`] binds sockets where a dead process may have left its own. The crate knows Ethernet frames as bytes and nothing of what is in them, but where a frame that is
 //! not finished has to be ([`offload`]).
 //!
 //! Frames are lent, not boxed: a source lends a slice of its own buffer until the next call, so that a million packets
@@ -22,6 +22,7 @@ mod sockopt;
 mod stats;
 pub mod tap;
 pub mod tunnel;
+pub mod unix;
 mod whole;
 
 use thiserror::Error;

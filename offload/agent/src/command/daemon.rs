@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,12 @@ pub fn run(args: &DaemonArgs) -> Result<Outcome> {
 /// The library or the command is not there.
 pub fn ovs_run(args: &OvsRunArgs) -> Result<Outcome> {
     let library = match &args.library {
-        Some(path) => path.clone(),
+        // The loader would say so and go on without it, with the kernel's datapath.
+        Some(path) => File::open(path)
+            .context("cannot open the library")
+            .at(path.display())
+            .remedy(format!("--library names {LIBRARY}; without it, it is looked for beside this program"))
+            .map(|_| path.clone())?,
         None => find_library()?,
     };
     let mut preload = OsString::from(&library);

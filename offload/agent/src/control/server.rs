@@ -2,7 +2,9 @@
 
 use super::decode::{Decoder, Request};
 use super::is_trusted;
-use anyhow::{Context, Result, bail};
+use crate::failure::Tell;
+use anyhow::{Context, Result};
+use flowlift_port::unix;
 use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 use std::fs;
@@ -43,7 +45,9 @@ impl Server {
     /// Another daemon serves it, or it cannot be made.
     pub fn start(path: &Path, commands: Arc<dyn Commands>) -> Result<Self> {
         let listener =
-            listen(path).with_context(|| format!("cannot open control socket {}", path.display()))?;
+            listen(path).context("cannot open the control socket").at(path.display()).remedy(
+                "--control names another path, FLOWLIFT_RUNDIR another folder; `flowlift status` asks a daemon that is there",
+            )?;
         let serve = move || {
             let open = Arc::new(AtomicUsize::new(0));
             for stream in listener.incoming() {
@@ -88,24 +92,14 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
     }
     // Nobody else may talk to it, not even before its mode is set.
     let before = umask(Mode::S_IRWXG | Mode::S_IRWXO);
-    let bound = bind(path);
+    let bound = unix::bind(path, UnixListener::bind);
     umask(before);
-    let listener = bound?;
+    let listener = bound.or_else(|error| match error.kind() {
+        ErrorKind::AddrInUse => Err(error).context("another daemon serves it"),
+        _ => Err(error.into()),
+    })?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
-}
-
-fn bind(path: &Path) -> Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                bail!("another daemon serves it");
-            }
-            fs::remove_file(path)?;
-            Ok(UnixListener::bind(path)?)
-        }
-        other => Ok(other?),
-    }
 }
 
 /// Serves one connection to its end.
@@ -130,7 +124,8 @@ fn serve(mut stream: UnixStream, commands: &dyn Commands) -> Result<()> {
 pub fn answer(request: &Request, commands: &dyn Commands) -> Vec<u8> {
     let answer = match run(request, commands) {
         Ok(result) => json!({ "id": request.id, "result": result, "error": null }),
-        Err(error) => json!({ "id": request.id, "result": null, "error": error }),
+        // A line, as ovs-appctl prints it.
+        Err(error) => json!({ "id": request.id, "result": null, "error": format!("{}\n", error.trim_end()) }),
     };
     answer.to_string().into_bytes()
 }
@@ -184,11 +179,21 @@ mod tests {
         let unknown = client.run("nonsense", &[]).unwrap_err().to_string();
         assert!(unknown.contains("list-commands"), "{unknown}");
         let second = Server::start(&path, Arc::new(Echo)).unwrap_err();
-        assert!(format!("{second:#}").contains("another daemon"), "{second:#}");
+        assert!(crate::failure::text(&second).contains("another daemon"), "{second:#}");
         drop(server);
         assert!(!path.exists());
         let nobody = crate::failure::text(&Client::connect(&path).err().unwrap());
         assert!(nobody.contains("no daemon there"), "{nobody}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ctl");
+        fs::write(&path, "precious").unwrap();
+        let refused = crate::failure::text(&Server::start(&path, Arc::new(Echo)).err().unwrap());
+        assert!(refused.contains("no socket") && refused.contains("--control"), "{refused}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 
     #[test]

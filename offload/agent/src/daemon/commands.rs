@@ -192,12 +192,16 @@ impl Daemon {
     }
 
     fn explain(&self, as_json: bool, ufid: &str) -> Answer {
-        let wanted = parse_ufid(&format!("ufid:{}", ufid.strip_prefix("ufid:").unwrap_or(ufid)))
-            .map_err(|error| error.to_string())?;
+        let wanted =
+            parse_ufid(&format!("ufid:{}", ufid.strip_prefix("ufid:").unwrap_or(ufid))).map_err(|error| {
+                format!("{ufid} is no UFID: {}; `flowlift flows --json` has those of all flows", error.kind)
+            })?;
         let found = stopped(self.serve.call(move |serve| {
             collect(serve, |flow| (flow.flow.ufid == Some(wanted)).then(|| flow.clone()))
         }))?;
-        let Some((name, flow)) = found.first() else { return Err(format!("no flow has {ufid}")) };
+        let Some((name, flow)) = found.first() else {
+            return Err(format!("no flow has UFID {ufid}; `flowlift flows --json` has those of all flows"));
+        };
         let status = flow_status(name, flow);
         if as_json {
             return json(&status);
@@ -235,7 +239,8 @@ impl Commands for Daemon {
             }
             _ => {
                 let usage = LIST.iter().find(|(name, _)| *name == command).map_or("", |(_, usage)| usage);
-                Err(format!("{command} {}: usage: {command} {usage}", rest.join(" ")))
+                let asked: Vec<&str> = [&[command][..], arguments].concat();
+                Err(format!("{}: usage: {command} {usage}", asked.join(" ")))
             }
         }
     }

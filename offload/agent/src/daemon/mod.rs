@@ -26,6 +26,7 @@ pub mod state_dir;
 
 use crate::cli::{DaemonArgs, DaemonNic};
 use crate::control::{self, Server as ControlServer};
+use crate::failure::Tell;
 use crate::open;
 use anyhow::{Context, Result, anyhow, bail};
 use commands::Daemon;
@@ -41,6 +42,7 @@ use mailbox::mailbox;
 use nic_ports::NicPorts;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType};
 use plane::Plane;
 use representor::Represented;
 use serve::Serve;
@@ -48,6 +50,14 @@ use sim::Simulation;
 use state_dir::StateDir;
 use std::sync::Arc;
 use std::thread::Builder;
+
+/// Packet sockets are what every port of the host needs, and only a privileged process may open one.
+fn may_open_devices() -> Result<()> {
+    socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
+        .map(drop)
+        .context("cannot open devices of the host")
+        .remedy("run it as root, or with CAP_NET_ADMIN and CAP_NET_RAW")
+}
 
 /// Runs the daemon until SIGTERM or SIGINT, or until it is told to exit.
 ///
@@ -61,13 +71,13 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
     signals.thread_block()?;
 
     let port_id = port_id()?;
+    may_open_devices()?;
     let socket = Socket::bind(port_id).map_err(|error| match error.errno {
         Errno::EADDRINUSE => anyhow!("another daemon has port ID {port_id} in this network namespace"),
         _ => error.into(),
-    })?;
-    let folder = control::run_dir();
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let state = StateDir::open(&folder)?;
+    });
+    let socket = socket.remedy("a namespace has one daemon: `flowlift status` asks it, SIGTERM ends it")?;
+    let state = StateDir::open(&control::run_dir())?;
     let mut keeper = Keeper::find(&state.file("keeper.sock"));
     // The simulated NIC outlives its driver.
     let simulation = match &args.nic {
@@ -90,7 +100,9 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
             nic_ports
         }
         None if args.wires.is_empty() => NicPorts::none(),
-        None => bail!("--wire needs a NIC: --nic sim"),
+        None => {
+            return Err(anyhow!("there is no NIC that has wires")).at("--wire").remedy("--nic sim is one");
+        }
     };
 
     let (to_forwarder, forwarder_inbox) = mailbox::<Forwarder>()?;

@@ -3,6 +3,7 @@
 
 use super::keeper::Keeper;
 use crate::cli::{DaemonArgs, NicArg};
+use crate::failure::Tell;
 use anyhow::{Context, Result};
 use flowlift_port::HostSpec;
 use flowlift_sim::server::{Plugs, Server, ServerConfig, WireKind, WireSpec};
@@ -41,7 +42,8 @@ impl Simulation {
         let wires: Vec<WireSpec> = args.wire_specs().collect();
         let host = &mut |spec: &HostSpec| keeper.host_port(spec);
         let mut server = Server::with_hosts(device, &wires, &path, ServerConfig::default(), host)
-            .context("cannot start the simulated NIC")?;
+            .context("cannot start the simulated NIC")
+            .remedy("each --wire has a port of its own and an end that is there")?;
         let plugs = server.plugs();
         let stop = Arc::new(EventFd::new()?);
         let stopped = Arc::clone(&stop);

@@ -4,6 +4,7 @@
 //! each namespace has a folder of its own, named after its inode, and each file in it says whose it is, since the kernel gives the
 //! number of a namespace that is gone to a new one, and all numbers anew when the host is restarted.
 
+use crate::failure::Tell;
 use anyhow::{Context, Result};
 use flowlift_port::namespace;
 use std::fs;
@@ -28,7 +29,10 @@ impl StateDir {
     pub fn open(folder: &Path) -> Result<Self> {
         let inode = fs::metadata("/proc/self/ns/net").context("cannot tell the network namespace")?.ino();
         let path = folder.join(format!("netns-{inode}"));
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        fs::create_dir_all(&path)
+            .context("cannot make the folder of the daemon's state")
+            .at(path.display())
+            .remedy("the daemon needs root; FLOWLIFT_RUNDIR names another folder")?;
         let boot = fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
         let cookie = namespace::cookie().context("cannot tell the network namespace")?;
         Ok(Self { path, owner: owner(boot.trim(), inode, cookie) })
