@@ -65,7 +65,10 @@ impl Client {
         let answer = Answer::deserialize(&mut self.answers).context("the daemon does not answer")?;
         match (answer.result, answer.error) {
             (Some(result), _) => Ok(result),
-            (None, Some(Value::String(error))) => bail!("{}", error.trim_end()),
+            (None, Some(Value::String(error))) => match error.trim_end().rsplit_once("; ") {
+                Some((why, remedy)) => Err(anyhow!("{why}")).remedy(remedy),
+                None => bail!("{}", error.trim_end()),
+            },
             (None, error) => bail!("an answer with neither result nor error, but {error:?}"),
         }
     }

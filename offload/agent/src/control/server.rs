@@ -28,7 +28,7 @@ pub trait Commands: Send + Sync + 'static {
     /// Runs a command of the list.
     ///
     /// # Errors
-    /// Why there is no result, for people.
+    /// Why there is no result, for people; after a last `; `, what to do about it.
     fn run(&self, command: &str, arguments: &[&str]) -> Result<String, String>;
 }
 
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(client.run("echo", &["a", "b c"]).unwrap(), "a b c");
         assert_eq!(client.run("fail", &[]).unwrap_err().to_string(), "it failed");
         assert!(client.run("list-commands", &[]).unwrap().contains("  echo                    [WORD...]\n"));
-        let unknown = client.run("nonsense", &[]).unwrap_err().to_string();
+        let unknown = crate::failure::text(&client.run("nonsense", &[]).unwrap_err());
         assert!(unknown.contains("list-commands"), "{unknown}");
         let second = Server::start(&path, Arc::new(Echo)).unwrap_err();
         assert!(crate::failure::text(&second).contains("another daemon"), "{second:#}");

@@ -2,9 +2,10 @@
 //!
 //! Who appends remembers where each living flow's record is, so a rewrite copies from file to file and asks nobody.
 
-use super::record::{COUNTED_MAX, Record, Subject};
+use super::record::{COUNTED_MAX, Record};
+use super::shared::Shared;
 use flowlift_ovs::backend::DpIndex;
-use flowlift_softpath::{FlowId, FlowStats, MeterConfig};
+use flowlift_softpath::{FlowId, FlowStats};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -38,8 +39,7 @@ pub(super) struct Log {
     /// Records that are not in the file yet; they follow its end.
     pending: Vec<u8>,
     flows: HashMap<(DpIndex, u32), Living>,
-    meters: BTreeMap<(DpIndex, u32), MeterConfig>,
-    totals: BTreeMap<(DpIndex, Subject), Vec<u64>>,
+    shared: Shared,
     /// Bytes of the living flows' records.
     living: u64,
 }
@@ -60,8 +60,7 @@ impl Log {
             published: false,
             pending: Vec::new(),
             flows: HashMap::new(),
-            meters: BTreeMap::new(),
-            totals: BTreeMap::new(),
+            shared: Shared::default(),
             living: 0,
         };
         Record::Header(owner.to_owned()).encode(&mut log.pending);
@@ -102,24 +101,9 @@ impl Log {
                 self.living -= gone;
             }
             Record::Counted(dp, all) => return self.counted(dp, all),
-            Record::Meter(dp, id, ref config) => {
-                self.meters.insert((dp, id), config.clone());
-                self.totals.remove(&(dp, Subject::Meter(id)));
-            }
-            Record::MeterGone(dp, id) => {
-                self.meters.remove(&(dp, id));
-                self.totals.remove(&(dp, Subject::Meter(id)));
-            }
-            Record::Totals(dp, subject, ref all) => {
-                // Most counters have not moved since they were last shown.
-                let before = self.totals.get(&(dp, subject)).map_or(&[][..], Vec::as_slice);
-                if before == all.as_slice() {
+            Record::Meter(..) | Record::MeterGone(..) | Record::Totals(..) => {
+                if !self.shared.take(&record) {
                     return;
-                }
-                if all.is_empty() {
-                    self.totals.remove(&(dp, subject));
-                } else {
-                    self.totals.insert((dp, subject), all.clone());
                 }
             }
             Record::Header(_) => {}
@@ -194,10 +178,10 @@ impl Log {
                 Record::Counted(dp, some.to_vec()).encode(&mut new.pending);
             }
         }
-        for ((dp, id), config) in &self.meters {
+        for ((dp, id), config) in &self.shared.meters {
             new.take(Record::Meter(*dp, *id, config.clone()));
         }
-        for ((dp, subject), all) in &self.totals {
+        for ((dp, subject), all) in &self.shared.totals {
             new.take(Record::Totals(*dp, *subject, all.clone()));
         }
         new.publish()?;

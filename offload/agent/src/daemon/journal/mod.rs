@@ -13,6 +13,7 @@
 mod log;
 mod queue;
 mod record;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -25,6 +26,7 @@ use flowlift_ovs::backend::DpIndex;
 use flowlift_softpath::{FlowId, FlowStats, MeterConfig};
 use queue::{Order, Queue};
 use record::{Record, decode_flow, encode_flow};
+use shared::Shared;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -159,8 +161,7 @@ pub fn read(path: &Path, owner: &str) -> BTreeMap<DpIndex, SavedFlows> {
 /// The state that a journal's records lead to.
 fn collect(bytes: &[u8], owner: &str, path: &Path) -> BTreeMap<DpIndex, SavedFlows> {
     let mut flows: BTreeMap<(DpIndex, u32), (u32, Vec<u8>, FlowStats)> = BTreeMap::new();
-    let mut meters: BTreeMap<(DpIndex, u32), MeterConfig> = BTreeMap::new();
-    let mut totals: BTreeMap<(DpIndex, Subject), Vec<u64>> = BTreeMap::new();
+    let mut shared = Shared::default();
     let result = record::read(bytes, owner, |record| match record {
         Record::Header(_) => {}
         Record::Put(dp, id, flow) => {
@@ -177,15 +178,9 @@ fn collect(bytes: &[u8], owner: &str, path: &Path) -> BTreeMap<DpIndex, SavedFlo
                 }
             }
         }
-        Record::Meter(dp, id, config) => {
-            meters.insert((dp, id), config);
-            totals.remove(&(dp, Subject::Meter(id)));
+        Record::Meter(..) | Record::MeterGone(..) | Record::Totals(..) => {
+            shared.take(&record);
         }
-        Record::MeterGone(dp, id) => {
-            meters.remove(&(dp, id));
-            totals.remove(&(dp, Subject::Meter(id)));
-        }
-        Record::Totals(dp, subject, all) => drop(totals.insert((dp, subject), all)),
     });
     if let Err(damage) = result {
         let (path, flows) = (path.display(), flows.len());
@@ -202,10 +197,10 @@ fn collect(bytes: &[u8], owner: &str, path: &Path) -> BTreeMap<DpIndex, SavedFlo
     if unreadable > 0 {
         tracing::warn!(path = %path.display(), flows = unreadable, reason, "flows of the journal make no sense");
     }
-    for ((dp, id), config) in meters {
+    for ((dp, id), config) in shared.meters {
         saved.entry(dp).or_default().meters.push((id, config));
     }
-    for ((dp, subject), all) in totals.into_iter().filter(|(_, all)| !all.is_empty()) {
+    for ((dp, subject), all) in shared.totals {
         saved.entry(dp).or_default().totals.insert(subject, all);
     }
     saved
