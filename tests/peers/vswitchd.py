@@ -55,6 +55,8 @@ MEASURES = {
 GOALS = [
     ("iperf", "softpath", "ratio", 1.0, 0.5),
     ("iperf", "NIC", "ratio", 0.5, 0.1),
+    ("tunnel", "softpath", "ratio", 1.0, 0.5),
+    ("tunnel_plain", "softpath", "ratio", 1.0, 0.5),
     ("set_up", "softpath", "ratio", 1.0, 0.05),
     ("set_up", "NIC", "ratio", 1.0, 0.05),
     ("first_median", "softpath", "ratio", 2.0, 20.0),

@@ -7,11 +7,13 @@
 mod large;
 mod namespace;
 
-use flowlift_port::tunnel::Options;
+use flowlift_port::tunnel::inner::{ip_end, left_to_do};
+use flowlift_port::tunnel::{ETHERNET, Options};
 use flowlift_port::{Burst, BurstSource, Frame, PacketPort, TunnelInfo, TunnelKind, TunnelPort};
 use large::{Large, Shape, build, verify_checksums};
 use namespace::{in_a_namespace, ip};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 const SHAPE: Shape = Shape {
@@ -259,4 +261,71 @@ fn a_run_whose_way_is_too_narrow_is_cut_into_fragments_or_told() {
         assert_eq!(stats.tx_too_long, expected.len() as u64 - 1, "{stats:?}");
         assert_eq!(stats.tx_frames, expected.len() as u64 + 1, "{stats:?}");
     });
+}
+
+#[test]
+fn many_flows_send_runs_with_and_without_df() {
+    in_a_namespace(|| {
+        ip("link set lo up");
+        let port = TunnelPort::open(TunnelKind::Vxlan { port: 4789, gbp: false }).unwrap();
+        let (mut sender, mut wire) = (port.sender(), PacketPort::open("lo").unwrap());
+        let large = build(Shape { payload: 14_000, ..SHAPE });
+        let to = TunnelInfo {
+            dst: Ipv4Addr::LOCALHOST.into(),
+            dst_port: 4789,
+            checksum: true,
+            ..TunnelInfo::default()
+        };
+        // More flows than there are sockets, each twice.
+        for round in 0..2 {
+            for src_port in (40_000..40_150).flat_map(|port| [port, port]) {
+                let dont_fragment = (src_port + round) % 2 == 0;
+                sender.send(&TunnelInfo { src_port, dont_fragment, ..to.clone() }, lent(&large)).unwrap();
+                sender
+                    .send(&TunnelInfo { src_port, dont_fragment: !dont_fragment, ..to.clone() }, lent(&large))
+                    .unwrap();
+                sender.flush().unwrap();
+                let seen = watch(&mut wire, 4789, 20);
+                assert_eq!(seen.longest, 10, "port {src_port}");
+                for (n, packet) in seen.packets.iter().enumerate() {
+                    let df = packet[6] & 0x40 != 0;
+                    assert_eq!(
+                        (df, &packet[20..22]),
+                        (dont_fragment == (n < 10), &src_port.to_be_bytes()[..])
+                    );
+                    // Behind IPv4, UDP, VXLAN and Ethernet: the frame's own IP packet, one for each segment.
+                    assert_eq!(
+                        u16::from_be_bytes([packet[54], packet[55]]),
+                        SHAPE.id.wrapping_add(n as u16 % 10)
+                    );
+                }
+            }
+        }
+        drop(sender);
+        for src_port in 40_000..40_150 {
+            UdpSocket::bind(("0.0.0.0", src_port)).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_large_frame_within_is_told_from_a_run() {
+    for (ipv6, tags, size) in [(false, 0, 1000), (true, 1, 1200), (false, 2, 1)] {
+        let large = build(Shape { tcp: false, ipv6, tags, size, payload: 9001, ..SHAPE });
+        let datagrams = NonZeroUsize::new(size.into());
+        let left = left_to_do(&large.frame, ETHERNET, 1450, datagrams);
+        assert_eq!(left, Some(large.offload), "IPv6 {ipv6}, {tags} tags");
+        assert_eq!(ip_end(&large.frame, ETHERNET), Some(large.frame.len()));
+        // One of a run ends where its own packet does, and others follow.
+        let mut run = segments(&large).concat();
+        let first = segments(&large)[0].len();
+        assert_eq!(ip_end(&run, ETHERNET), Some(first));
+        run.truncate(first);
+        assert_eq!(left_to_do(&run, ETHERNET, 1450, None), None, "a whole datagram");
+    }
+    let tcp = build(SHAPE);
+    let left = left_to_do(&tcp.frame, ETHERNET, 1400 + 20 + 32, None);
+    assert_eq!(left, Some(tcp.offload));
+    assert_eq!(ip_end(&[0; 60], ETHERNET), None);
+    assert_eq!(ip_end(&tcp.frame[..16], ETHERNET), None);
 }

@@ -2,9 +2,9 @@
 //! last one.
 //!
 //! Only a UDP socket sends them, and its source port is that which it is bound to, while a tunnel has one for each flow within. So a
-//! flow that sends much has a socket of its own, for as long as it does. It is bound to an address that no packet can be for, and
-//! takes none from anybody; packets leave with the address that is chosen for each. What stays is that nobody else can bind this port
-//! on all addresses for so long, unless both share it (SO_REUSEADDR).
+//! flow that sends much has a socket of its own, until the tunnel sends some seconds later and the flow has not. It is bound to an
+//! address that no packet can be for, and takes none from anybody; packets leave with the address that is chosen for each. What stays is
+//! that nobody else can bind this port on all addresses for so long, unless both share it (SO_REUSEADDR).
 #![allow(unsafe_code)] // A packet in parts, by sendmmsg.
 
 use std::io;
@@ -23,18 +23,18 @@ use super::socket::{FLAGS, Outer, family, no_flow_label, set_dont_fragment};
 use crate::mmsg;
 use crate::sockopt::{receive_nothing, send_buffer, set};
 
-/// Packets of a run at most (`UDP_MAX_SEGMENTS` before Linux 6.9, which has twice as many).
+/// Packets of a run at most: `UDP_MAX_SEGMENTS` as it was at first; later kernels take more.
 pub(super) const RUN_MAX: usize = 64;
 /// Bytes of a run at most, UDP headers included: together they are one packet of IPv4 or IPv6 to the stack.
 pub(super) const RUN_BYTES: usize = 65_535 - 40;
 /// A run of so many is reason enough for a socket.
 const WORTH_A_SOCKET: usize = 8;
 /// Sockets at most, and how long one stays that is not used.
-const SOCKETS: usize = 64;
+const SOCKETS: usize = 32;
 const IDLE: Duration = Duration::from_secs(5);
 /// Bytes that may wait in a socket.
 const SEND_BUFFER: libc::c_int = 4 << 20;
-/// Where the sockets are bound: the dummy address of IPv4 (RFC 7600, section 4.8) and one of IPv6 whose packets are discarded (RFC 6666).
+/// Where the sockets are bound: the dummy address of IPv4 (RFC 7600), and one of IPv6 whose packets are discarded (RFC 6666).
 const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
 
@@ -53,6 +53,8 @@ struct Bound {
 #[derive(Debug, Default)]
 pub(super) struct RunSender {
     bound: Vec<Bound>,
+    /// When idle sockets were looked for.
+    looked: Option<Instant>,
 }
 
 impl RunSender {
@@ -109,6 +111,18 @@ impl RunSender {
         unsafe { mmsg::send(fd.as_fd(), std::slice::from_mut(&mut message)) }.is_ok_and(|sent| sent == 1)
     }
 
+    /// Closes the sockets of flows that send no more.
+    pub(super) fn close_idle(&mut self) {
+        if self.bound.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        if self.looked.is_none_or(|looked| now - looked >= IDLE) {
+            self.looked = Some(now);
+            self.bound.retain(|b| now - b.used < IDLE);
+        }
+    }
+
     /// The socket of a source port; if there is none, a new one if it `may_open`.
     fn socket(&mut self, version: IpVersion, port: u16, may_open: bool) -> Option<&mut Bound> {
         let now = Instant::now();
@@ -116,7 +130,6 @@ impl RunSender {
             Some(n) => n,
             None if !may_open => return None,
             None => {
-                self.bound.retain(|b| now - b.used < IDLE);
                 if self.bound.len() >= SOCKETS
                     && let Some((oldest, _)) = self.bound.iter().enumerate().min_by_key(|(_, b)| b.used)
                 {
@@ -128,14 +141,11 @@ impl RunSender {
             }
         };
         let bound = self.bound.get_mut(n)?;
-        // A port that could not be had is tried again some time.
+        // A port that could not be had counts as idle, and so is tried again some time.
         if bound.fd.is_some() {
             bound.used = now;
-        } else if now - bound.used >= IDLE {
-            self.bound.swap_remove(n);
-            return None;
         }
-        self.bound.get_mut(n)
+        Some(bound)
     }
 }
 

@@ -40,6 +40,13 @@ pub struct TunnelSender {
     route: Option<(IpAddr, IpAddr, Instant)>,
 }
 
+/// What is outside of a tunnel's header: the IP header's choices, and UDP's source and destination port.
+#[derive(Debug, Clone, Copy)]
+struct Outside {
+    outer: Outer,
+    ports: Option<[u16; 2]>,
+}
+
 impl TunnelSender {
     pub(super) fn new(common: Arc<Common>) -> Self {
         let (queue, runs) = (Queue::default(), RunSender::default());
@@ -90,11 +97,18 @@ impl TunnelSender {
     /// Of this frame or of those that waited; what is lost is counted. [`PortError::Full`]; [`PortError::TooLong`] for a packet that may
     /// not be fragmented and is longer than its way allows; [`PortError::NotCarried`]; no route, and what else the system says.
     pub fn send(&mut self, info: &TunnelInfo, frame: Frame<'_>) -> Result<(), PortError> {
-        let Some(offload) = frame.offload else { return self.take(info, frame.data) };
+        let outside = match self.outside(info, frame.data) {
+            Ok(outside) => outside,
+            Err(error) => {
+                add(&self.common.stats.tx_errors, 1);
+                return Err(error.into());
+            }
+        };
+        let Some(offload) = frame.offload else { return self.take(info, outside, frame.data) };
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut result = Ok(());
         let finished = finish(frame.data, &offload, &mut scratch, &mut |whole| {
-            let taken = self.take(info, whole);
+            let taken = self.take(info, outside, whole);
             if result.is_ok() {
                 result = taken;
             }
@@ -108,7 +122,7 @@ impl TunnelSender {
     }
 
     /// Keeps a whole frame to be sent.
-    fn take(&mut self, info: &TunnelInfo, frame: &[u8]) -> Result<(), PortError> {
+    fn take(&mut self, info: &TunnelInfo, outside: Outside, frame: &[u8]) -> Result<(), PortError> {
         if frame.len() > MAX_FRAME.min(PAYLOAD_MAX - UDP_LEN) {
             add(&self.common.stats.tx_too_long, 1);
             return Err(PortError::TooLong { len: frame.len() });
@@ -122,20 +136,14 @@ impl TunnelSender {
             }
         };
         let tunnel = &tunnel[..len];
-        let outer = match self.outer_of(info) {
-            Ok(outer) => outer,
-            Err(error) => {
-                add(&self.common.stats.tx_errors, 1);
-                return Err(error.into());
-            }
-        };
+        let outer = outside.outer;
         let flushed = match self.outer.replace(outer) {
             Some(before) if before != outer => self.submit(&before),
             _ => Ok(()),
         };
-        let udp = match self.common.codec {
-            Codec::Udp(_) => &self.udp(info, tunnel.len(), frame)[..],
-            Codec::Gre(_) => &[],
+        let udp = match outside.ports {
+            Some(ports) => &udp_header(ports, tunnel.len() + frame.len())[..],
+            None => &[],
         };
         if udp.len() + tunnel.len() + frame.len() > PAYLOAD_MAX {
             add(&self.common.stats.tx_too_long, 1);
@@ -163,35 +171,29 @@ impl TunnelSender {
         }
     }
 
-    /// What the IP header is to have.
-    fn outer_of(&mut self, info: &TunnelInfo) -> io::Result<Outer> {
+    /// What is to be outside of the tunnel's header, of all that `frame` may be cut into.
+    fn outside(&mut self, info: &TunnelInfo, frame: &[u8]) -> io::Result<Outside> {
         if !same_family(info.src, info.dst) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        let is_udp = matches!(self.common.codec, Codec::Udp(_));
         // The checksum of UDP covers the addresses.
-        let checksum = info.checksum && matches!(self.common.codec, Codec::Udp(_));
+        let checksum = info.checksum && is_udp;
         let needs_source = checksum && info.src.is_unspecified();
-        Ok(Outer {
+        let outer = Outer {
             src: if needs_source { self.source_to(info.dst)? } else { info.src },
             dst: info.dst,
             tos: info.tos,
             ttl: if info.ttl == 0 { 64 } else { info.ttl },
             dont_fragment: info.dont_fragment,
             checksum,
-        })
-    }
-
-    /// UDP's header, without a checksum.
-    fn udp(&self, info: &TunnelInfo, tunnel_len: usize, frame: &[u8]) -> [u8; UDP_LEN] {
-        // A packet that is too long is not sent.
-        let udp_len = u16::try_from(UDP_LEN + tunnel_len + frame.len()).unwrap_or(u16::MAX);
-        let src_port = if info.src_port == 0 { source_port(frame, info.protocol) } else { info.src_port };
-        let dst_port = if info.dst_port == 0 { self.common.port } else { info.dst_port };
-        let mut udp = [0; UDP_LEN];
-        udp[..2].copy_from_slice(&src_port.to_be_bytes());
-        udp[2..4].copy_from_slice(&dst_port.to_be_bytes());
-        udp[4..6].copy_from_slice(&udp_len.to_be_bytes());
-        udp
+        };
+        let ports = is_udp.then(|| {
+            let src = if info.src_port == 0 { source_port(frame, info.protocol) } else { info.src_port };
+            let dst = if info.dst_port == 0 { self.common.port } else { info.dst_port };
+            [src, dst]
+        });
+        Ok(Outside { outer, ports })
     }
 
     /// Number and time of the next packet.
@@ -210,6 +212,7 @@ impl TunnelSender {
     /// # Errors
     /// What became of the kept frames; they are no longer kept, and counted.
     pub fn flush(&mut self) -> Result<(), PortError> {
+        self.runs.close_idle();
         match self.outer.take() {
             Some(outer) => self.submit(&outer),
             None => Ok(()),
@@ -241,6 +244,17 @@ impl TunnelSender {
         queue.clear();
         result
     }
+}
+
+/// UDP's header ahead of a payload, without a checksum.
+fn udp_header([src, dst]: [u16; 2], payload: usize) -> [u8; UDP_LEN] {
+    // A packet that is too long is not sent.
+    let len = u16::try_from(UDP_LEN + payload).unwrap_or(u16::MAX);
+    let mut udp = [0; UDP_LEN];
+    udp[..2].copy_from_slice(&src.to_be_bytes());
+    udp[2..4].copy_from_slice(&dst.to_be_bytes());
+    udp[4..6].copy_from_slice(&len.to_be_bytes());
+    udp
 }
 
 /// Counts packets that were sent.
