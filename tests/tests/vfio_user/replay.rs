@@ -288,7 +288,7 @@ fn what_cannot_be_is_told_by_its_cause() {
     let wire = format!("--wire=p0=unix:{0}.own,{0}", nobody.display());
     for (args, wanted) in [
         (&["--faults", "all"][..], "start flowlift-sim with --faults all"),
-        (&["--wire=p99=unix:/tmp/flowlift-no-such-wire"], "has no port p99: it has p0 to p15"),
+        (&["--wire=p99=unix:/tmp/flowlift-no-such-wire"], "has no port p99; it has p0 to p15"),
         (&["--nic-ports=p1=p0,p2=p0"], "stands twice"),
         (&["--nic-ports=p1=eth0"], "'eth0' is no port of a NIC"),
         (&["--nic-ports=p1=p0", &wire], "cannot send on the wire of port p0: No such file"),
