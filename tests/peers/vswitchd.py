@@ -41,7 +41,9 @@ FLOW = re.compile(r"ipv4\(src=([0-9.]+).*udp\(src=(\d+)")
 MEASURES = {
     "iperf": ("iperf3", "Gbit/s", "{:.2f}", True),
     "tunnel": ("iperf3 by VXLAN with UDP checksums", "Gbit/s", "{:.2f}", True),
-    "tunnel_plain": ("iperf3 by VXLAN without", "Gbit/s", "{:.2f}", True),
+    "tunnel_cpu": ("CPU time of a gigabyte, of ovs-vswitchd and daemon", "s", "{:.2f}", False),
+    "tunnel_plain": ("iperf3 by VXLAN without UDP checksums", "Gbit/s", "{:.2f}", True),
+    "tunnel_plain_cpu": ("CPU time of a gigabyte, of ovs-vswitchd and daemon", "s", "{:.2f}", False),
     "set_up": ("new five-tuples set up", "per second", "{:,.0f}", True),
     "set_up_cpu": ("CPU time of each, of ovs-vswitchd and daemon", "us", "{:.1f}", False),
     "first_median": ("first packet, median", "us", "{:,.0f}", False),
@@ -100,7 +102,8 @@ def percentile(values, share):
 
 
 def iperf(lab, host, address, seconds):
-    """Gbit/s by TCP from host a to this one."""
+    """Gbit/s by TCP from host a to this one, and the switch's CPU seconds for a gigabyte."""
+    before = lab.switch_cpu_seconds()
     server = subprocess.Popen(["ip", "netns", "exec", host, "iperf3", "--server", "--one-off"], stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)
@@ -108,14 +111,15 @@ def iperf(lab, host, address, seconds):
     finally:
         server.terminate()
         server.wait()
-    return result["end"]["sum_received"]["bits_per_second"] / 1e9
+    received = result["end"]["sum_received"]
+    return received["bits_per_second"] / 1e9, (lab.switch_cpu_seconds() - before) / (received["bytes"] / 1e9)
 
 
 def tunnels(lab, seconds):
     result = {}
     for name, checksum in (("tunnel", True), ("tunnel_plain", False)):
         lab.tunnel(checksum)
-        result[name] = iperf(lab, "c", "10.1.0.3", seconds)
+        result[name], result[f"{name}_cpu"] = iperf(lab, "c", "10.1.0.3", seconds)
     lab.vsctl("del-port", "br0", "t0")
     return result
 
@@ -187,7 +191,7 @@ def measure(lab, args, size):
     """All figures of one configuration. What fails is told and left out; the small run does not go on then."""
     lab.run_on("a", "ping", "-c", "3", "-i", "0.2", "-W", "2", "10.1.0.2")
     parts = {
-        "iperf": lambda: {"iperf": iperf(lab, "b", "10.1.0.2", size["iperf"])},
+        "iperf": lambda: {"iperf": iperf(lab, "b", "10.1.0.2", size["iperf"])[0]},
         "tunnel": lambda: tunnels(lab, size["iperf"]),
         "first": lambda: first_packets(lab, size["first"]),
         "paced": lambda: to_the_nic(lab, size["paced"], size["rate"]) if lab.name == "NIC" else {},
