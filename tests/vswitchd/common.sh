@@ -60,6 +60,9 @@ wait_for() { # COMMAND...: until it succeeds, at most 10 s
     echo "tests/vswitchd: waited in vain for: $*" >&2
     return 1
 }
+long_neighbours() { # NAMESPACE: a neighbour once known is not asked again after half a minute: without ovs-vswitchd, ARP may have no flow
+    ip netns exec "$1" sh -c 'echo 3600000 >/proc/sys/net/ipv4/neigh/eth0/base_reachable_time_ms'
+}
 hosts() {
     ip netns add "$sw" && ip netns add "$a" && ip netns add "$b"
     ip -n "$sw" link set lo up
@@ -70,8 +73,7 @@ hosts() {
         ip -n "$ns" link set lo up
         ip -n "$ns" link set eth0 address "02:00:00:00:00:0$n" up
         ip -n "$ns" addr add "10.1.0.$n/24" dev eth0
-        # A neighbour once known is not asked again after half a minute: while ovs-vswitchd is away, ARP may have no flow.
-        ip netns exec "$ns" sh -c 'echo 3600000 >/proc/sys/net/ipv4/neigh/eth0/base_reachable_time_ms'
+        long_neighbours "$ns"
         n=$((n + 1))
     done
 }
@@ -91,9 +93,17 @@ start_ovsdb() {
         --log-file="$work/ovsdb.log" --detach >>"$work/start.log" 2>&1
     vsctl --no-wait init
 }
-bridge() { # TYPE
+bridge() { # TYPE [PORT PORT]
     vsctl add-br br0 -- set bridge br0 datapath_type="$1"
-    vsctl add-port br0 v1 -- add-port br0 v2
+    vsctl add-port br0 "${2:-v1}" -- add-port br0 "${3:-v2}"
+}
+plug() { # DEVICE NAMESPACE ADDRESS: the TAP device at the end of a wire becomes a host's eth0
+    wait_for in_sw ip link show "$1"
+    in_sw ip link set "$1" netns "$2"
+    ip -n "$2" link set "$1" name eth0
+    ip -n "$2" link set eth0 address "02:00:00:00:00:0$3" up
+    ip -n "$2" addr add "10.1.0.$3/24" dev eth0
+    long_neighbours "$2"
 }
 json() { # KEY: a number of `flowlift status --json`, as python sees it as `s`
     "$flowlift" status --json | python3 -c "import json,sys; s=json.load(sys.stdin); print($1)"

@@ -260,6 +260,34 @@ fn links_are_followed_through_all_that_becomes_of_them() {
     });
 }
 
+#[test]
+fn a_tap_devices_file_is_taken_over_with_what_waits_in_it() {
+    in_a_namespace(|| {
+        let first = TapPort::open("t0").unwrap();
+        let mut links = Links::new().unwrap();
+        let device = links.find("t0").unwrap();
+        links.set_queue_length(device.index, 2000).unwrap();
+        assert_eq!(links.get(device.index).unwrap().queue_length, 2000);
+        ip("link set t0 name t1");
+        ip("link set t1 up");
+        let kept = first.as_fd().try_clone_to_owned().unwrap();
+        drop(first);
+        let mut host = PacketPort::open("t1").unwrap();
+        let sent = |n: u16| frame(&n.to_be_bytes(), 0x77);
+        (0..1500).for_each(|n| host.send(Frame::new(&sent(n))).unwrap());
+        host.flush().unwrap();
+        let mut next_one = TapPort::adopt(kept).unwrap();
+        for n in 0..1500 {
+            assert_eq!(next(&mut next_one, |f| f.last() == Some(&0x77)), sent(n));
+        }
+        let after = links.get(device.index).unwrap();
+        assert_eq!((after.name.as_str(), after.mac), ("t1", device.mac));
+        ip("link del t1");
+        let kept = next_one.as_fd().try_clone_to_owned().unwrap();
+        assert!(matches!(TapPort::adopt(kept), Err(PortError::Link(LinkState::Gone))));
+    });
+}
+
 /// Linux finishes what a packet socket sends to a device without offloads, such as a TAP device that did not ask for any.
 #[test]
 fn segments_are_those_that_linux_makes() {

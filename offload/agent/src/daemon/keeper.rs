@@ -1,9 +1,9 @@
-//! The keeper: a process that keeps the files of ports' devices open while no daemon is there.
+//! The keeper: a process that keeps the files of ports' devices, and of wires, open while no daemon is there.
 //!
-//! A TAP device that nobody has open loses its carrier, and of a device whose packet socket is closed the kernel tells that it is
-//! promiscuous once less. ovs-vswitchd would hear of that, look for its ports, find nobody to ask, and give up ports and flows that the
-//! next daemon has a moment later. So a child of the daemon has each file, too: it gives them to the next daemon, with the packets that
-//! wait in them, or ends [`GRACE`] after the last one. It does nothing else.
+//! A TAP device that nobody has open loses its carrier and what waits in it, or is gone; and of a device whose packet socket is closed
+//! the kernel tells that it is promiscuous once less. ovs-vswitchd would hear of that, look for its ports, find nobody to ask, and give
+//! up ports and flows that the next daemon has a moment later. So a child of the daemon has each file, too: it gives them to the next
+//! daemon, with the packets that wait in them, or ends [`GRACE`] after the last one. It does nothing else.
 //!
 //! A keeper is for one network namespace, as its socket is ([`super::state_dir`]), which is that namespace's while the keeper lives.
 //!
@@ -12,11 +12,12 @@
 use crate::control;
 use anyhow::{Context, Result, bail};
 use flowlift_bus::vfio_user::{Endpoint, Header, Message, ProtocolError, flag};
-use flowlift_port::{HostPort, HostSpec, PacketPort, PortError};
+use flowlift_port::link::Links;
+use flowlift_port::{HostPort, HostSpec, InternalConfig, InternalPort, PacketPort, PortError, TapPort};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,6 +29,9 @@ use std::time::{Duration, Instant};
 
 /// How long devices are kept without a daemon.
 const GRACE: Duration = Duration::from_secs(10);
+/// Frames that wait in a TAP device at least: more than a busy port gets while the next daemon starts, and at most some tens of
+/// megabytes. Linux's default is 500.
+const WAITING: u32 = 8192;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The hidden command that is a keeper; its standard input is the socket.
@@ -39,6 +43,8 @@ const KEEP: u16 = 1;
 const FETCH: u16 = 2;
 /// Close this device's file.
 const CLOSE: u16 = 3;
+/// Close every file that this daemon has neither fetched nor had kept.
+const SETTLE: u16 = 4;
 
 /// The daemon's side. Without a keeper all goes on, but for what the module's head says.
 #[derive(Default)]
@@ -91,7 +97,49 @@ impl Keeper {
         self.close(&kept_as(ifindex));
     }
 
-    /// Opens the host's port at the other end of a wire; the socket on a device is kept.
+    /// An internal port's or a representor's device, which outlives the daemon with its addresses and routes, and with the packets
+    /// that the host sent while no daemon was there.
+    ///
+    /// # Errors
+    /// See [`InternalPort::open`].
+    pub fn internal_port(&mut self, name: &str) -> Result<InternalPort, PortError> {
+        let config = InternalConfig { persistent: true };
+        let kept = self.fetch(name).and_then(|file| InternalPort::adopt(file, name, config).ok());
+        let port = match kept {
+            Some(port) => port,
+            None => {
+                let port = InternalPort::open(name, config)?;
+                make_room(name);
+                port
+            }
+        };
+        self.keep(name, port.as_fd());
+        Ok(port)
+    }
+
+    /// The TAP device at the end of a wire, which lives as long as a daemon or a keeper does. A device that was moved to another
+    /// namespace or renamed is found again.
+    fn tap_port(&mut self, name: &str) -> Result<TapPort, PortError> {
+        let kept_as = format!("tap:{name}");
+        let kept = self.fetch(&kept_as).and_then(|file| TapPort::adopt(file).ok());
+        let port = match kept {
+            Some(port) => port,
+            None => {
+                let port = TapPort::open(name)?;
+                make_room(name);
+                port
+            }
+        };
+        self.keep(&kept_as, port.as_fd());
+        Ok(port)
+    }
+
+    /// This daemon has all that it wants: what else is kept has no user any more.
+    pub fn settle(&mut self) {
+        self.ask(SETTLE, "", &[]);
+    }
+
+    /// Opens the host's port at the other end of a wire; a device's file is kept.
     ///
     /// # Errors
     /// See [`HostPort::open`].
@@ -101,7 +149,8 @@ impl Keeper {
                 let ifindex = if_nametoindex(name.as_str()).map_err(io::Error::from)?;
                 self.packet_port(ifindex).map(HostPort::Packet)
             }
-            HostSpec::Tap(_) | HostSpec::Unix(..) => HostPort::open(spec),
+            HostSpec::Tap(name) => self.tap_port(name).map(HostPort::Tap),
+            HostSpec::Unix(..) => HostPort::open(spec),
         }
     }
 
@@ -118,6 +167,17 @@ impl Keeper {
                 None
             }
         }
+    }
+}
+
+/// Has a TAP device's queue hold what comes while no daemon is there. Without, the port works, and loses packets then.
+fn make_room(name: &str) {
+    let made = Links::new().and_then(|mut links| {
+        let link = links.find(name)?;
+        if link.queue_length < WAITING { links.set_queue_length(link.index, WAITING) } else { Ok(()) }
+    });
+    if let Err(error) = made {
+        tracing::warn!(name, %error, "packets for this device are lost when the daemon ends, if they are many");
     }
 }
 
@@ -185,6 +245,7 @@ pub fn run() -> Result<()> {
 }
 
 fn serve(mut daemon: Endpoint, kept: &mut BTreeMap<String, OwnedFd>) -> Result<(), ProtocolError> {
+    let mut wanted = BTreeSet::new();
     loop {
         let Some(Message { header, body, mut fds }) = daemon.try_receive()? else {
             match poll(&mut [PollFd::new(daemon.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
@@ -196,7 +257,11 @@ fn serve(mut daemon: Endpoint, kept: &mut BTreeMap<String, OwnedFd>) -> Result<(
         match (header.command, fds.pop()) {
             (KEEP, Some(file)) => drop(kept.insert(device.clone(), file)),
             (CLOSE, _) => drop(kept.remove(&device)),
+            (SETTLE, _) => kept.retain(|device, _| wanted.contains(device)),
             _ => {}
+        }
+        if matches!(header.command, KEEP | FETCH) {
+            wanted.insert(device.clone());
         }
         let file = kept.get(&device).filter(|_| header.command == FETCH);
         let fds: Vec<BorrowedFd<'_>> = file.iter().map(|file| file.as_fd()).collect();
@@ -217,7 +282,7 @@ mod tests {
         let connect = || Keeper(Some(connect(&folder.path().join("keeper.sock")).unwrap()));
         let keeper = std::thread::spawn(move || {
             let mut kept = BTreeMap::new();
-            for _ in 0..2 {
+            for _ in 0..3 {
                 let ended = serve(Endpoint::new(listener.accept().unwrap().0).unwrap(), &mut kept);
                 assert!(matches!(ended, Err(ProtocolError::Closed)), "{ended:?}");
             }
@@ -238,6 +303,12 @@ mod tests {
         second.close("br0");
         assert!(second.fetch("br0").is_none() && second.fetch("br1").is_some());
         drop(second);
+        let mut third = connect();
+        third.keep("br2", ours.as_fd());
+        third.settle();
+        assert!(third.fetch("br1").is_none(), "nobody wanted it");
+        assert!(third.fetch("br2").is_some());
+        drop(third);
         assert_eq!(keeper.join().unwrap(), 1);
     }
 }

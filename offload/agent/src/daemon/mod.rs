@@ -96,7 +96,7 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
         Some(nic) => {
             let ports: Vec<NicPort> = nic.caps().ports.iter().map(|port| port.port).collect();
             let nic_ports = NicPorts::new(args, &ports, simulation.as_ref().map(Simulation::plugs))?;
-            representors = make_representors(args, nic.as_ref(), &nic_ports, &mut links)?;
+            representors = make_representors(args, nic.as_ref(), &nic_ports, &mut links, &mut keeper)?;
             nic_ports
         }
         None if args.wires.is_empty() => NicPorts::none(),
@@ -165,6 +165,7 @@ fn make_representors(
     nic: &dyn Nic,
     nic_ports: &NicPorts,
     links: &mut Links,
+    keeper: &mut Keeper,
 ) -> Result<Vec<(Represented, InternalPort)>> {
     if args.no_representors {
         return Ok(Vec::new());
@@ -178,7 +179,7 @@ fn make_representors(
         let is_physical = ports.get(n).is_some_and(|caps| !caps.virtual_function);
         // A virtual function's address is that of whoever has the function, not of the port that it is plugged into.
         let address = if is_physical { nic.port_address(port).ok().filter(|a| *a != [0; 6]) } else { None };
-        representor::make(port, name, address, links)
+        representor::make(port, name, address, links, keeper)
     };
     wanted.map(make).collect()
 }

@@ -1,10 +1,11 @@
 //! Makes the devices of the NIC's representors: `PREFIXpN` for its physical port N and `PREFIXvfN` for the port of its virtual
 //! function N, each counted from 0. What a representor does is [`super::forward::Representor`]'s matter.
 
+use super::keeper::Keeper;
 use anyhow::{Context, Result};
 use flowlift_driver::nic::{NicPort, PortCaps};
+use flowlift_port::InternalPort;
 use flowlift_port::link::Links;
-use flowlift_port::{InternalConfig, InternalPort};
 
 /// A port of the NIC and the device that represents it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +41,11 @@ pub(super) fn make(
     name: String,
     address: Option<[u8; 6]>,
     links: &mut Links,
+    keeper: &mut Keeper,
 ) -> Result<(Represented, InternalPort)> {
     let is_new = links.find(&name).is_err();
-    let device = InternalPort::open(&name, InternalConfig { persistent: true })
+    let device = keeper
+        .internal_port(&name)
         .with_context(|| format!("cannot make {name}, the representor of the NIC's port {}", port.0))?;
     let mut link = links.find(&name).with_context(|| format!("{name} is gone"))?;
     if is_new {

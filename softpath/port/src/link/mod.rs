@@ -24,6 +24,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Largest payload of a frame, in bytes: without Ethernet header and VLAN tags.
     pub mtu: u32,
+    /// Frames that wait in its queue at most.
+    pub queue_length: u32,
     /// It is set up (IFF_UP).
     pub up: bool,
     /// It has a carrier (IFF_LOWER_UP).
@@ -70,6 +72,7 @@ impl Link {
             name: String::new(),
             mac: None,
             mtu: 0,
+            queue_length: 0,
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
             promiscuous: flags.contains(LinkFlags::Promisc),
@@ -82,6 +85,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(address) if ethernet => link.mac = address.try_into().ok(),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::TxQueueLen(frames) => link.queue_length = frames,
                 LinkAttribute::Controller(index) => link.master = Some(index),
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.into_iter().find_map(|info| match info {
@@ -110,8 +114,10 @@ impl Link {
 
     /// The same but for counters.
     fn is_as(&self, other: &Link) -> bool {
-        let Self { index, name, mac, mtu, up, carrier, promiscuous, kind, master, stats: _ } = self;
-        (index, name, mac, mtu) == (&other.index, &other.name, &other.mac, &other.mtu)
+        let Self { index, name, mac, mtu, queue_length, up, carrier, promiscuous, kind, master, stats: _ } =
+            self;
+        (index, name, mac) == (&other.index, &other.name, &other.mac)
+            && (mtu, queue_length) == (&other.mtu, &other.queue_length)
             && (up, carrier, promiscuous) == (&other.up, &other.carrier, &other.promiscuous)
             && (kind, master) == (&other.kind, &other.master)
     }

@@ -72,6 +72,14 @@ impl Links {
         self.set(about(index, vec![LinkAttribute::Mtu(mtu)]))
     }
 
+    /// Sets how many frames wait in the link's queue at most: for a TAP device, those that nobody reads.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_queue_length(&mut self, index: u32, frames: u32) -> io::Result<()> {
+        self.set(about(index, vec![LinkAttribute::TxQueueLen(frames)]))
+    }
+
     /// Sets the link's hardware address.
     ///
     /// # Errors

@@ -38,7 +38,24 @@ impl TapPort {
     /// # Errors
     /// No such name, no rights, no /dev/net/tun, or another program has the device.
     pub fn open(name: &str) -> Result<TapPort, PortError> {
-        Ok(TapPort { file: device::attach(name, false)?, lent: vec![0; MAX_FRAME] })
+        Ok(Self::with(device::attach(name, false)?))
+    }
+
+    /// Takes over the file of a port that another program had ([`Self::as_fd`]), with the frames that wait in it. Its device may have
+    /// another name by now, and be in another namespace.
+    ///
+    /// # Errors
+    /// The file has no device any more.
+    pub fn adopt(file: OwnedFd) -> Result<TapPort, PortError> {
+        let file = File::from(file);
+        if !device::is_attached(&file) {
+            return Err(PortError::Link(LinkState::Gone));
+        }
+        Ok(Self::with(file))
+    }
+
+    fn with(file: File) -> TapPort {
+        TapPort { file, lent: vec![0; MAX_FRAME] }
     }
 }
 

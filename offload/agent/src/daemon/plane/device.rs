@@ -140,7 +140,7 @@ impl Plane {
         if self.ask(move |forwarder| forwarder.has_representor(port)).unwrap_or(true) {
             return;
         }
-        let made = representor::make(port, name, None, &mut self.links.borrow_mut());
+        let made = representor::make(port, name, None, &mut self.links.borrow_mut(), &mut self.keeper);
         match made.map(|(represented, device)| (represented, self.add_representor(port, device))) {
             Ok((represented, Ok(()))) => {
                 self.enable(port, represented.up);

@@ -168,6 +168,7 @@ impl Plane {
             }
         }
         self.state = Some(state);
+        self.keeper.settle();
         self.save();
         self.log(Journal::publish);
     }

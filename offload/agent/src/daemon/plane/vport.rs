@@ -6,11 +6,10 @@ use crate::daemon::forward::DevicePort;
 use flowlift_driver::nic::NicPort;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::{DpIndex, NewVport, Refusal, Vport, VportKind, VportStats};
-use flowlift_port::{InternalConfig, InternalPort, PortError, PortStats};
+use flowlift_port::{PortError, PortStats};
 use flowlift_softpath::FlowId;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use std::os::fd::AsFd;
 
 /// What a device's trouble is to the client.
 pub(super) fn refusal(name: &str, what: &str, error: PortError) -> Refusal {
@@ -53,15 +52,9 @@ impl Dp {
 impl Plane {
     /// An internal port's device. It outlives the daemon, so that its addresses and routes are there when the daemon comes back.
     pub(super) fn open_internal(&mut self, name: &str) -> Result<(DevicePort, u32), Refusal> {
-        let config = InternalConfig { persistent: true };
-        let kept = self.keeper.fetch(name).and_then(|file| InternalPort::adopt(file, name, config).ok());
-        let opened = match kept {
-            Some(port) => Ok(port),
-            None => InternalPort::open(name, config),
-        };
+        let opened = self.keeper.internal_port(name);
         let port = opened.map_err(|error| refusal(name, "cannot make internal port", error))?;
         let ifindex = if_nametoindex(name).map_err(|_| Refusal::NoNetdev(name.into()))?;
-        self.keeper.keep(name, port.as_fd());
         Ok((DevicePort::Internal(port), ifindex))
     }
 
