@@ -10,8 +10,8 @@ from vswitch import Switch
 FLOWS = 5_000
 # Frames on their way at most: the NIC's receive ring and Open vSwitch's poll are shorter than the burst.
 WINDOW = 512
-# From the last packet of the burst to no backlog. The goal is a second; a slow machine that others use too is given more.
-PATIENCE = 20
+# From the last packet of the burst to no backlog. The goal is a second, and the time is told; this is for a machine that is held up.
+PATIENCE = 120
 
 
 class Burst:
@@ -62,7 +62,7 @@ def test(folder):
         after = time.monotonic() - end
         # What is in hardware is not Open vSwitch's any more: no packet comes to the host a second time. Statistics are seconds old.
         slow = lambda: f"{burst.slow()} packets came to the host, of {flows} flows"
-        until(30, slow, lambda: burst.slow() >= flows, 0.5)
+        until(60, slow, lambda: burst.slow() >= flows, 0.5)
         again = burst.send()
         time.sleep(6)
         check(burst.slow() == flows, slow())

@@ -34,7 +34,7 @@ def until(seconds, what, test, pause=0.05):
 
 def output(*command, **more):
     """What a command prints; its failure is ours."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **more)
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -93,7 +93,7 @@ class Wire:
         return f"wire=unix:{self.nic};{self.host}"
 
     def send(self, frame):
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while True:
             try:
                 return self.socket.sendto(frame, str(self.nic))
@@ -110,7 +110,7 @@ class Wire:
             except BlockingIOError:
                 return frames
 
-    def expect(self, count, seconds=10):
+    def expect(self, count, seconds=60):
         frames = []
 
         def enough():
@@ -136,7 +136,7 @@ class Process:
         if self.alive():
             self.process.terminate()
         try:
-            return self.process.wait(20)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -172,7 +172,7 @@ class Testpmd:
 
     def wait(self):
         self.prompts += 1
-        until(60, self.process.text, lambda: self.process.text().count("testpmd> ") >= self.prompts or not self.process.alive())
+        until(120, self.process.text, lambda: self.process.text().count("testpmd> ") >= self.prompts or not self.process.alive())
         check(self.process.alive(), f"testpmd: {self.process.text()[-3000:]}")
 
     def ask(self, command):
@@ -192,7 +192,7 @@ class Testpmd:
             found = re.search(r"hits: (\d+)\s+bytes: (\d+)", self.ask(f"flow query 0 {rule} count"))
             return tuple(map(int, found.groups()))
 
-        until(30, lambda: f"rule {rule} counts {counted()}, not {want}", lambda: counted() == want)
+        until(60, lambda: f"rule {rule} counts {counted()}, not {want}", lambda: counted() == want)
         check(counted() == want, f"rule {rule} counts on: {counted()}, not {want}")
 
     def counts(self, **want):
@@ -202,7 +202,7 @@ class Testpmd:
             found = dict(re.findall(r"^(\w+): (\d+)$", self.ask("show port xstats 0"), re.M))
             return {name: int(found.get(name, -1)) for name in want}
 
-        until(30, lambda: f"{counters()}, not {want}", lambda: counters() == want)
+        until(60, lambda: f"{counters()}, not {want}", lambda: counters() == want)
         check(counters() == want, f"counted on: {counters()}, not {want}")
 
     def quit(self):

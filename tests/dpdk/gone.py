@@ -36,7 +36,7 @@ def testpmd_lives(folder):
     rule = "flow create 0 ingress pattern eth / ipv4 / {} / end actions count / {} / end"
     check("Flow rule #0 created" in testpmd.ask(rule.format("udp", "port_id id 1")), "a rule to the other port")
     check("Flow rule #1 created" in testpmd.ask(rule.format("tcp", "mark id 5 / queue index 0")), "a rule to the host")
-    time.sleep(0.5)
+    testpmd.counts(nic_entries_inserted=2)
     for _ in range(300):
         p0.send(frame)
     check(p1.expect(300) == [frame] * 300, "through the NIC in the other process")
@@ -51,13 +51,13 @@ def testpmd_lives(folder):
     for _ in range(100):
         p0.send(other)
     device.kill()
-    until(30, testpmd.process.text, lambda: testpmd.process.text().count("the NIC is gone") >= 2)
+    until(60, testpmd.process.text, lambda: testpmd.process.text().count("the NIC is gone") >= 2)
+    events = ("link state change event", "device removal event")
+    until(60, lambda: f"events of both kinds: {testpmd.process.text()[-2000:]}", lambda: all(e in testpmd.process.text() for e in events))
     time.sleep(1)
     check(testpmd.process.alive(), "testpmd survives its NIC")
     lines = [line for line in testpmd.process.text().splitlines() if "net_flowlift:" in line]
     check(len(lines) == 2 and all("the NIC is gone" in line for line in lines), f"one line per port: {lines}")
-    events = testpmd.process.text()
-    check("link state change event" in events and "device removal event" in events, f"events of both kinds: {events[-2000:]}")
     testpmd.ask("")
     for command in (rule.format("sctp", "drop"), "flow flush 0", "flow query 0 0 count", "show port info 0", "show port stats 0", "stop"):
         testpmd.ask(command)

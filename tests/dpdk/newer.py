@@ -36,7 +36,7 @@ def newer(driver, *vdevs):
 
 
 def ended(command, **more):
-    done = subprocess.run(command, input=COMMANDS, capture_output=True, text=True, timeout=120, **more)
+    done = subprocess.run(command, input=COMMANDS, capture_output=True, text=True, timeout=600, **more)
     return done.returncode, done.stdout + done.stderr
 
 

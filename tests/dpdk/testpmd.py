@@ -3,7 +3,6 @@
 
 import re
 import subprocess
-import time
 
 from common import Process, Testpmd, Wire, check, eal, ipv4, main, tcp, udp, until
 
@@ -94,25 +93,18 @@ def test(folder):
         print(f"  {part.__name__}: ok")
 
 
-def run(folder, name, commands, *vdevs, rxq=2, pause=()):
-    """Gives testpmd a script; what it printed. `pause`: (number of commands before it, what happens meanwhile)."""
+def run(folder, name, commands, *vdevs, rxq=2):
+    """Gives testpmd a script; what it printed."""
     arguments = ["stdbuf", "-o0", "dpdk-testpmd", *eal(*vdevs), "--", "-i", "--total-num-mbufs=8192", f"--rxq={rxq}", f"--txq={rxq}"]
     process = Process(folder, name, *arguments, stdin=subprocess.PIPE)
-    until(60, lambda: process.text(), lambda: "testpmd>" in process.text() or not process.alive())
+    until(120, lambda: process.text(), lambda: "testpmd>" in process.text() or not process.alive())
     stdin = process.process.stdin
-    pauses = dict(pause)
-    for n, command in enumerate(commands):
-        if n in pauses:
-            time.sleep(0.5)
-            pauses[n](process)
+    for command in commands:
         stdin.write(command.encode() + b"\n")
         stdin.flush()
-    if len(commands) in pauses:
-        time.sleep(0.5)
-        pauses[len(commands)](process)
     stdin.write(b"quit\n")
     stdin.close()
-    check(process.process.wait(60) == 0, f"{name}: {process.process.returncode}: {process.text()[-3000:]}")
+    check(process.process.wait(120) == 0, f"{name}: {process.process.returncode}: {process.text()[-3000:]}")
     return process.text()
 
 
@@ -189,27 +181,28 @@ def tunnels(folder):
         body = source.to_bytes(2, "big") + (4789).to_bytes(2, "big") + (16 + len(inner)).to_bytes(2, "big") + b"\0\0" + head + inner
         return bytes.fromhex("020000000909020000000101" "0800") + ipv4("192.0.2.1", "192.0.2.9", 17, body)
 
-    def send(_):
-        for frame, vni, source in [(frames[0], 4660, 49153), (frames[1], 7, 50000)]:
-            for _ in range(50):
-                wires[0].send(frame)
-            got = wires[1].expect(50)
-            check(got == [outer(frame, vni, source)] * 50, f"{got[0].hex()} is not {outer(frame, vni, source).hex()}")
-
-    commands = [
+    testpmd = Testpmd(folder, "tunnels", *vdevs, queues=2)
+    for command in (
         "start",
         "set vxlan ip-version ipv4 vni 4660 udp-src 49153 udp-dst 4789 ip-src 192.0.2.1 ip-dst 192.0.2.9 eth-src 02:00:00:00:01:01 eth-dst 02:00:00:00:09:09",
         HEADERS[0].replace("src is 1 dst", "src is 50000 dst").replace("/ end_set", "/ vxlan vni is 7 / end_set"),
         "flow create 0 ingress pattern eth / ipv4 / udp / end actions count / vxlan_encap / port_id id 1 / end",
         "flow create 0 ingress pattern eth / ipv4 / tcp / end actions count / raw_encap index 0 / port_id id 1 / end",
-        "flow validate 0 ingress pattern eth / ipv4 / tcp / end actions raw_encap index 0 / set_ipv4_src ipv4_addr 1.2.3.4 / port_id id 1 / end",
-        "flow query 0 0 count",
-        "flow query 0 1 count",
-    ]
-    text = run(folder, "tunnels", commands, *vdevs, pause=[(6, send)])
-    check("action set(ipv4) comes after tnl_push" in text, text[-2000:])
-    hits = re.findall(r"hits: (\d+)\s+bytes: (\d+)", text)
-    check([(int(h), int(b)) for h, b in hits] == [(50, 50 * len(f)) for f in frames], f"counters of what came in: {hits}")
+    ):
+        testpmd.ask(command)
+    text = testpmd.ask(
+        "flow validate 0 ingress pattern eth / ipv4 / tcp / end actions raw_encap index 0 / set_ipv4_src ipv4_addr 1.2.3.4 / port_id id 1 / end"
+    )
+    check("action set(ipv4) comes after tnl_push" in text, text)
+    testpmd.counts(nic_entries_inserted=2)
+    for rule, (frame, vni, source) in enumerate([(frames[0], 4660, 49153), (frames[1], 7, 50000)]):
+        for _ in range(50):
+            wires[0].send(frame)
+        got = wires[1].expect(50)
+        check(got == [outer(frame, vni, source)] * 50, f"{got[0].hex()} is not {outer(frame, vni, source).hex()}")
+        # What came in is what counts.
+        testpmd.hits(rule, 50, 50 * len(frame))
+    testpmd.quit()
 
 
 def ports(folder):

@@ -27,7 +27,7 @@ class Switch:
         self.database = Process(
             folder, "ovsdb-server", "ovsdb-server", str(database), f"--remote=p{socket}", f"--unixctl={folder}/db.ctl", env=env
         )
-        until(10, "ovsdb-server", (folder / "db.sock").exists)
+        until(60, "ovsdb-server", (folder / "db.sock").exists)
         simulated = [f"nic=sim,profile={profile},{wire.devargs}" for wire in self.wires]
         arguments = [f"{f'nic={nic}' if nic else simulated[n]},port={n}" for n in range(2)]
         # The first port is there as DPDK starts, the second comes by hotplug.
@@ -101,7 +101,7 @@ class Switch:
     def lowered(self):
         """Waits until no flow is in hardware. Open vSwitch's offload thread sleeps between its looks at the queue, and so long a
         flow that the dump has no more still forwards packets in hardware, unseen."""
-        until(20, lambda: f"offloads that wait, and made: {self.offloads()}", lambda: self.offloads() == (0, 0))
+        until(60, lambda: f"offloads that wait, and made: {self.offloads()}", lambda: self.offloads() == (0, 0))
 
     def flows(self, kind="all"):
         """The datapath's flows: each line of the dump."""
@@ -116,7 +116,7 @@ class Switch:
             line = self.flow(part)
             return line if line and state in line else None
 
-        return until(20, lambda: f"{state} of {part}: {self.flows()}", there)
+        return until(60, lambda: f"{state} of {part}: {self.flows()}", there)
 
     def stop(self):
         self.daemon.stop()
@@ -144,7 +144,7 @@ def full(switch):
     for _ in range(count):
         p0.send(frame)
     check(p1.expect(count) == [expected] * count, "all the others go through hardware, changed")
-    line = until(10, lambda: f"counters: {switch.flows()}", lambda: (f := switch.flow("in_port(p0)")) and packets(f) >= count and f)
+    line = until(60, lambda: f"counters: {switch.flows()}", lambda: (f := switch.flow("in_port(p0)")) and packets(f) >= count and f)
     # Open vSwitch does not count the packet of the upcall as a hit.
     check(packets(line) == count and octets(line) == count * len(frame), f"exact counters: {line}")
     slow = int(switch.vsctl("get", "Interface", "p0", "statistics:rx_packets"))
@@ -180,7 +180,7 @@ def several(switch):
     switch.offloaded("actions:drop")
     for _ in range(50):
         p0.send(tcp("10.0.0.1", "10.0.0.2", 7, 8))
-    until(10, lambda: f"drops: {switch.flows()}", lambda: packets(switch.flow("actions:drop")) == 50)
+    until(60, lambda: f"drops: {switch.flows()}", lambda: packets(switch.flow("actions:drop")) == 50)
     check(not p1.received(), "nothing leaves")
 
 
@@ -196,7 +196,7 @@ def partial_and_refused(switch):
     for _ in range(100):
         p0.send(frame)
     check(p1.expect(100) == [frame] * 100, "partly offloaded, the others")
-    until(10, lambda: f"counters: {switch.flows()}", lambda: packets(switch.flow("eth_type(0x0800)")) == 100)
+    until(60, lambda: f"counters: {switch.flows()}", lambda: packets(switch.flow("eth_type(0x0800)")) == 100)
     # A next header that the NIC's parser may take for an extension: refused, and refused again with MARK and RSS.
     frame = ether(bytes.fromhex("60000000" "0000" "3b40") + bytes(15) + b"\1" + bytes(15) + b"\2", 0x86DD)
     for _ in range(20):
@@ -205,7 +205,7 @@ def partial_and_refused(switch):
     line = switch.flow("proto=59")
     check(line and "dp:ovs" in line and "offloaded" not in line, f"refused: {line}")
     reason = "field ipv6.proto is not seen by the NIC's parser"
-    until(20, "the refusal's reason in ovs-vswitchd's log", lambda: reason in (switch.folder / "vswitchd.log").read_text())
+    until(60, "the refusal's reason in ovs-vswitchd's log", lambda: reason in (switch.folder / "vswitchd.log").read_text())
 
 
 def ageing(switch):
@@ -224,14 +224,14 @@ def ageing(switch):
         through()
         return switch.flow("in_port(p0)", "offloaded")
 
-    until(20, lambda: f"offloaded: {switch.flows()}", hit, 0.1)
+    until(60, lambda: f"offloaded: {switch.flows()}", hit, 0.1)
     # Hardware hits keep it alive.
     end = time.monotonic() + 7
     while time.monotonic() < end:
         through()
         time.sleep(0.1)
     check(switch.flow("in_port(p0)", "offloaded"), "hits in hardware keep a flow")
-    until(20, lambda: f"idle: {switch.flows()}", lambda: not switch.flows())
+    until(60, lambda: f"idle: {switch.flows()}", lambda: not switch.flows())
     switch.lowered()
     switch.vsctl("set", "Open_vSwitch", ".", "other_config:max-idle=600000")
     through()
@@ -254,7 +254,7 @@ def tunnel(switch):
     switch.ip("link", "set", "br0", "up")
     switch.rules("in_port=LOCAL actions=output:2", "in_port=2 actions=LOCAL")
     switch.rules("in_port=1 actions=output:7", bridge="br1")
-    until(20, "a route", lambda: "192.0.2.0/24" in switch.appctl("ovs/route/show"))
+    until(60, "a route", lambda: "192.0.2.0/24" in switch.appctl("ovs/route/show"))
     switch.appctl("tnl/neigh/set", "br0", "192.0.2.9", "02:00:00:00:09:09")
     inner = udp("10.0.0.1", "10.0.0.2", 5, 53, b"x" * 100)
 
@@ -266,7 +266,7 @@ def tunnel(switch):
             frames.extend(frame for frame in p1.received() if frame[36:38] == (4789).to_bytes(2, "big"))
             return len(frames) >= count
 
-        until(20, lambda: f"{len(frames)} of {count} frames: {switch.flows()}", enough)
+        until(60, lambda: f"{len(frames)} of {count} frames: {switch.flows()}", enough)
         return frames
 
     p0.send(inner)
@@ -280,7 +280,7 @@ def tunnel(switch):
     check(len(hardware) == 500 and len(ports) == 1, f"{len(hardware)} frames, source ports {ports}")
     for frame in hardware:
         check(frame[:34] + frame[36:] == software[:34] + software[36:], f"hardware {frame.hex()}, software {software.hex()}")
-    line = until(20, lambda: f"counters: {switch.flows()}", lambda: (f := switch.flow("tnl_push")) and packets(f) >= 500 and f)
+    line = until(60, lambda: f"counters: {switch.flows()}", lambda: (f := switch.flow("tnl_push")) and packets(f) >= 500 and f)
     check(packets(line) == 500 and octets(line) == 500 * len(inner), f"exact counters: {line}")
     slow = int(switch.vsctl("get", "Interface", "p0", "statistics:rx_packets"))
     check(slow < 100, f"{slow} of 501 packets came to the host")

@@ -106,7 +106,9 @@ def iperf(lab, host, address, seconds):
     before = lab.switch_cpu_seconds()
     server = subprocess.Popen(["ip", "netns", "exec", host, "iperf3", "--server", "--one-off"], stdout=subprocess.DEVNULL)
     try:
-        time.sleep(0.5)
+        end = time.monotonic() + 30
+        while "5201" not in lab.run_on(host, "ss", "--listening", "--tcp", "--numeric") and time.monotonic() < end:
+            time.sleep(0.05)
         result = json.loads(lab.run_on("a", "iperf3", "--client", address, "--time", str(seconds), "--json"))
     finally:
         server.terminate()

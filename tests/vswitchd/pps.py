@@ -4,9 +4,10 @@
   pps.py send ADDRESS RATE SECONDS    sends RATE * SECONDS packets, then tells how many, and which errors the stack answered, as
                                       JSON; held up itself, it does not make up for it in a burst, which no queue on the way
                                       would hold
-  pps.py count ADDRESS TOTAL SECONDS  receives on ADDRESS until SECONDS pass without a packet; prints, of TOTAL packets, how many
-                                      were received, lost, doubled and reordered, the first one's number, the longest gap in
-                                      milliseconds, and the holes: how many, and the longest one's first number and length, as JSON
+  pps.py count ADDRESS TOTAL SECONDS  receives on ADDRESS until SECONDS pass without a packet, one when the last one has come;
+                                      prints, of TOTAL packets, how many were received, lost, doubled and reordered, the first
+                                      one's number, the longest gap in milliseconds, and the holes: how many, and the longest
+                                      one's first number and length, as JSON
 """
 import collections
 import errno
@@ -48,14 +49,14 @@ def count(address, total, seconds):
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
     sock.bind((address, PORT))
-    sock.settimeout(15)
+    sock.settimeout(60)
     seen = bytearray(total)
     doubled, reordered, highest, gap, last, first = 0, 0, -1, 0.0, None, None
     try:
         while True:
             (number,) = struct.unpack("!Q", sock.recv(LENGTH)[:8])
             now = time.monotonic()
-            sock.settimeout(seconds)
+            sock.settimeout(1 if seen[-1] or number == total - 1 else seconds)
             doubled += seen[number]
             seen[number] = 1
             if number < highest:
