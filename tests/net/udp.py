@@ -3,8 +3,10 @@
 import random
 import socket
 import sys
+import time
 
 UDP_SEGMENT = 103  # <linux/udp.h>
+SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>; Python does not name it
 SIZE, PER_SEND, SENDS, PORT = 1000, 40, 20, 7799
 
 
@@ -21,22 +23,30 @@ def main() -> None:
         s.connect((address, PORT))
         # The first go until the receiver is there: it says so.
         s.settimeout(0.2)
-        for _ in range(50):
+        end = time.monotonic() + 60
+        while True:
             try:
                 s.send(b"?")
                 if s.recv(10) == b"!":
                     break
             except (TimeoutError, ConnectionRefusedError):
-                pass
+                if time.monotonic() > end:
+                    sys.exit("the receiver does not answer")
+                time.sleep(0.05)
         for n in range(SENDS):
             s.send(b"".join(payload(n * PER_SEND + i) for i in range(PER_SEND)))
         return
+    # All of them, if this program is held up while they come.
+    s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
     s.bind((address, PORT))
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-    s.settimeout(10)
+    s.settimeout(60)
     got = set()
     while len(got) < SENDS * PER_SEND:
-        data, sender = s.recvfrom(65536)
+        try:
+            data, sender = s.recvfrom(65536)
+        except TimeoutError:
+            missing = sorted(set(range(SENDS * PER_SEND)) - got)
+            sys.exit(f"{len(missing)} of {SENDS * PER_SEND} datagrams did not come: {missing[:20]}...")
         if data == b"?":
             s.sendto(b"!", sender)
             continue

@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+/// Longer than an answer takes that comes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What is wrong with an answer.
 #[derive(Debug, Clone)]
 enum Lie {
@@ -93,7 +96,7 @@ fn serve(
     let bar2 = DmaMem::new(4096).unwrap();
     bar2.store_u32(8, 0x1234, std::sync::atomic::Ordering::Release).unwrap();
     let mut e = Endpoint::new(stream).unwrap();
-    let far = || Instant::now() + Duration::from_secs(5);
+    let far = || Instant::now() + PATIENCE;
     for n in 0.. {
         let Ok(message) = e.receive(far()) else { return };
         log.push((message.header.command, message.fds.len()));
@@ -163,7 +166,7 @@ fn questioned(
 
 #[test]
 fn an_honest_server_is_driven() {
-    let log = with_server(vec![], Duration::from_secs(5), |f| {
+    let log = with_server(vec![], PATIENCE, |f| {
         let f = f.unwrap();
         assert_eq!(f.config_read(4, 2).unwrap(), 0xa1a0);
         let (bar0, bar2) = (f.bar(0).unwrap(), f.bar(2).unwrap());
@@ -196,7 +199,7 @@ fn an_honest_server_is_driven() {
 #[test]
 fn a_silent_server_is_gone_after_the_deadline_and_everything_says_so() {
     // The answers before: version, device, six regions, MSI-X, REQ twice, ERR twice, BAR 2's eventfd.
-    let deadline = Duration::from_millis(50);
+    let deadline = Duration::from_secs(2);
     with_server(vec![(14, Lie::Silence)], deadline, |f| {
         let f = f.unwrap();
         let start = Instant::now();
@@ -212,7 +215,7 @@ fn a_silent_server_is_gone_after_the_deadline_and_everything_says_so() {
 
 #[test]
 fn an_error_is_an_error_and_no_end() {
-    with_server(vec![(14, Lie::Error(95))], Duration::from_secs(5), |f| {
+    with_server(vec![(14, Lie::Error(95))], PATIENCE, |f| {
         let f = f.unwrap();
         let e = f.reset().unwrap_err();
         assert!(matches!(&e, BusError::Io { cause, .. } if cause.raw_os_error() == Some(95)), "{e}");
@@ -223,7 +226,7 @@ fn an_error_is_an_error_and_no_end() {
 #[test]
 fn a_device_without_a_reset_says_so_and_is_not_asked_for_one() {
     // Answer 1 is about the device.
-    let log = with_server(vec![(1, Lie::NoReset)], Duration::from_secs(5), |f| {
+    let log = with_server(vec![(1, Lie::NoReset)], PATIENCE, |f| {
         assert!(matches!(f.unwrap().reset(), Err(BusError::Unsupported(_))));
     });
     assert!(log.iter().all(|(c, _)| *c != command::RESET), "{log:?}");
@@ -253,7 +256,7 @@ fn a_server_that_does_not_map_memory_gets_it_by_message_and_no_more_than_that() 
     ];
     // The answers before: version, device, six regions, MSI-X, REQ twice, ERR twice, BAR 2's eventfd, two maps.
     let lies = questions.iter().zip(16..).map(|((c, body, _), at)| (at, Lie::Question(*c, body.clone())));
-    let (_, answers) = questioned(lies.collect(), Duration::from_secs(5), |f| {
+    let (_, answers) = questioned(lies.collect(), PATIENCE, |f| {
         let f = f.unwrap();
         let mem = || Arc::new(DmaMem::new(4096).unwrap());
         let one = f.dma().map(mem(), base, DmaDirection::Bidirectional).unwrap();
@@ -278,13 +281,12 @@ fn a_server_that_does_not_map_memory_gets_it_by_message_and_no_more_than_that() 
 #[test]
 fn memory_that_was_unmapped_is_not_given_by_message_either() {
     let body = [(1u64 << 20).to_ne_bytes(), 1u64.to_ne_bytes()].concat();
-    let (_, answers) =
-        questioned(vec![(16, Lie::Question(command::DMA_READ, body))], Duration::from_secs(5), |f| {
-            let f = f.unwrap();
-            let mem = Arc::new(DmaMem::new(4096).unwrap());
-            f.dma().map(mem, 1 << 20, DmaDirection::Bidirectional).unwrap().unmap().unwrap();
-            f.config_read(0, 4).unwrap();
-        });
+    let (_, answers) = questioned(vec![(16, Lie::Question(command::DMA_READ, body))], PATIENCE, |f| {
+        let f = f.unwrap();
+        let mem = Arc::new(DmaMem::new(4096).unwrap());
+        f.dma().map(mem, 1 << 20, DmaDirection::Bidirectional).unwrap().unmap().unwrap();
+        f.config_read(0, 4).unwrap();
+    });
     assert_eq!(answers, [(flag::REPLY | flag::ERROR, Errno::EFAULT as u32, vec![])]);
 }
 
@@ -293,7 +295,7 @@ fn memory_of_a_bar_that_is_none_is_refused() {
     // Answer 4 is of BAR 2.
     for lie in [Lie::NoDescriptor, Lie::Pipe] {
         let what = format!("{lie:?}");
-        with_server(vec![(4, lie)], Duration::from_secs(5), |f| assert!(f.is_err(), "{what}"));
+        with_server(vec![(4, lie)], PATIENCE, |f| assert!(f.is_err(), "{what}"));
     }
 }
 
@@ -328,12 +330,12 @@ fn stores_to_a_mapped_bar_ring_the_servers_eventfd_if_it_has_one() {
         "once each time that it slept"
     );
     // Answer 13 is the eventfd's. A server without one is served by memory alone; one that gives something else is not believed.
-    with_server(vec![(13, Lie::Error(95))], Duration::from_secs(5), |f| {
+    with_server(vec![(13, Lie::Error(95))], PATIENCE, |f| {
         f.unwrap().bar(2).unwrap().write::<u32>(0, 1).unwrap();
     });
     for lie in [Lie::NoDescriptor, Lie::Pipe, Lie::Byte(16, 1), Lie::Byte(12, 2)] {
         let what = format!("{lie:?}");
-        with_server(vec![(13, lie)], Duration::from_secs(5), |f| assert!(f.is_err(), "{what}"));
+        with_server(vec![(13, lie)], PATIENCE, |f| assert!(f.is_err(), "{what}"));
     }
 }
 
@@ -373,6 +375,6 @@ proptest! {
             let _ = f.dma().map(mem, 1 << 20, DmaDirection::Bidirectional);
             let _ = f.reset();
         });
-        prop_assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        prop_assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     }
 }

@@ -11,6 +11,9 @@ use namespace::{in_a_namespace, ip};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
+/// Longer than what was sent over the loopback device takes to come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn loopback(version: IpVersion) -> IpAddr {
     match version {
         IpVersion::V4 => Ipv4Addr::LOCALHOST.into(),
@@ -30,7 +33,7 @@ fn frame(number: u32, len: usize) -> Vec<u8> {
 fn take(port: &mut TunnelPort, count: usize) -> Vec<(TunnelInfo, Vec<u8>)> {
     let (mut burst, mut all, start) = (Burst::new(), Vec::new(), Instant::now());
     while all.len() < count {
-        assert!(start.elapsed() < Duration::from_secs(5), "{} of {count} frames came", all.len());
+        assert!(start.elapsed() < PATIENCE, "{} of {count} frames came", all.len());
         port.receive(&mut burst, &mut |info, frame| all.push((info.clone(), frame.data.to_vec()))).unwrap();
     }
     all
@@ -139,7 +142,7 @@ fn outer_ipv6_has_the_kernel_datapaths_header() {
             sender.send(&info, Frame::new(&frame(0, 60))).unwrap();
             sender.flush().unwrap();
             let (mut burst, mut seen, start) = (Burst::new(), Vec::new(), Instant::now());
-            while seen.is_empty() && start.elapsed() < Duration::from_secs(5) {
+            while seen.is_empty() && start.elapsed() < PATIENCE {
                 wire.receive_burst(&mut burst, &mut |frame| seen.push(frame.data.to_vec())).unwrap();
             }
             let outer = seen.iter().find(|frame| frame[12..14] == [0x86, 0xdd] && frame[20] == protocol);
@@ -229,7 +232,7 @@ fn what_is_no_tunnel_packet_is_dropped_and_counted() {
         }
         let (mut burst, start) = (Burst::new(), Instant::now());
         let mut taken = 0;
-        while taken < 5 && start.elapsed() < Duration::from_secs(5) {
+        while taken < 5 && start.elapsed() < PATIENCE {
             taken += port.receive(&mut burst, &mut |info, _| panic!("a frame: {info:?}")).unwrap();
         }
         let stats = port.stats();

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long one command may take. Commands answer in microseconds; this is for a machine under heavy load.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A connection to a control socket (JSON-RPC 1.0, ovs-appctl(8)).
 pub struct Control {

@@ -29,7 +29,7 @@ const MARKER: [u8; 60] = {
 };
 const MARKER_MATCH: &str = "recirc_id(0),in_port(1),eth(),eth_type(0x88b6)";
 /// How long to wait for a socket or a frame, on a machine under heavy load.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(1);
 
 /// What one frame made the ports send: port to frames, in order.
@@ -59,7 +59,7 @@ impl Vswitch {
             &[path(&at("conf.db")), format!("--remote=p{socket}")],
         )?;
         let vsctl = |args: &[&str]| {
-            finish(Command::new("ovs-vsctl").args(["--timeout=20", &format!("--db={socket}")]).args(args))
+            finish(Command::new("ovs-vsctl").args(["--timeout=120", &format!("--db={socket}")]).args(args))
         };
         vsctl(&[
             "--no-wait",
@@ -133,7 +133,7 @@ impl Vswitch {
         let ofctl = |args: &[&str]| {
             finish(
                 Command::new("ovs-ofctl")
-                    .args(["--timeout=20", "--protocols=OpenFlow15"])
+                    .args(["--timeout=120", "--protocols=OpenFlow15"])
                     .args(args)
                     .env("OVS_RUNDIR", self.dir.path()),
             )

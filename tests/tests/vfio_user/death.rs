@@ -2,6 +2,7 @@
 
 use crate::process::*;
 use flowlift_bus::{BusError, DmaDirection, DmaMem, PciFunction};
+use flowlift_driver::fl1::{Fl1, Fl1Config};
 use flowlift_driver::nic::*;
 use flowlift_driver::vfio_user::{VfioUser, VfioUserConfig};
 use std::process::{Command, Stdio};
@@ -14,7 +15,10 @@ const VICTIM: &str = "FLOWLIFT_TEST_VICTIM";
 #[test]
 fn a_killed_simulator_is_a_surprise_removal() {
     let mut sim = Simulator::start(&[]);
-    let mut d = Driver::open(&sim);
+    // Who waits for an answer waits longer than this test has patience.
+    let function = VfioUser::connect(sim.socket(), VfioUserConfig { deadline: 10 * PATIENCE }).unwrap();
+    let nic = Fl1::open(function.clone(), Fl1Config::default()).unwrap();
+    let mut d = Driver { function, nic, results: vec![], events: vec![] };
     let entry = d.entry(2, &[NicAction::Output(NicPort(2))]);
     assert_eq!(d.one(Update::Insert { cookie: 1, id: at(0), entry: entry.clone() }).status, UpdateStatus::Ok);
     sim.inject(1, &tcp(2));
@@ -26,7 +30,6 @@ fn a_killed_simulator_is_a_surprise_removal() {
     d.until("the end", |d| d.nic.state() == NicState::Gone);
     let noticed = start.elapsed();
     println!("a killed simulator is noticed after {noticed:?}");
-    assert!(noticed < Duration::from_secs(1), "{noticed:?}");
     assert!(d.events.contains(&NicEvent::Gone), "{:?}", d.events);
 
     // Everything answers at once, that is, without waiting for an answer's deadline.
@@ -41,7 +44,7 @@ fn a_killed_simulator_is_a_surprise_removal() {
     let error = f.lifecycle().error.unwrap();
     assert_eq!(nix_poll(error), 1, "the ERR eventfd is signalled");
     assert_eq!(d.nic.counters(at(0)).packets, 1, "counters outlive the device");
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
     drop(d);
 
     // The next one at the same place is a new device.
@@ -77,10 +80,10 @@ fn a_killed_driver_leaves_the_device_ready_for_the_next() {
         victim.kill().unwrap();
         victim.wait().unwrap();
         sim.assert_alive();
-        // Bus Master is off: nobody takes frames or sends any.
-        while sim.sent(2).is_some() {}
         let f = sim.connect();
         assert_eq!(f.config_read(4, 2).unwrap(), 0, "memory and Bus Master, round {round}");
+        // Bus Master is off: nobody takes frames or sends any.
+        while sim.sent(2).is_some() {}
         f.config_write(4, 2, 2).unwrap();
         assert_eq!(f.bar(2).unwrap().read::<u32>(0).unwrap(), 0, "doorbells, round {round}");
         drop(f);
@@ -102,7 +105,7 @@ fn a_killed_driver_leaves_the_device_ready_for_the_next() {
 fn a_driver_to_be_killed() {
     let Ok(path) = std::env::var(VICTIM) else { return };
     let function = VfioUser::connect(path, VfioUserConfig::default()).unwrap();
-    let nic = flowlift_driver::fl1::Fl1::open(function.clone(), Default::default()).unwrap();
+    let nic = Fl1::open(function.clone(), Fl1Config::default()).unwrap();
     let mut d = Driver { function, nic, results: vec![], events: vec![] };
     let entry = d.entry(2, &[NicAction::Output(NicPort(2))]);
     for n in 0.. {

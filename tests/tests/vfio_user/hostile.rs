@@ -99,7 +99,7 @@ fn raw(sim: &Simulator, polite: bool) -> Endpoint {
 }
 
 fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(5)
+    Instant::now() + PATIENCE
 }
 
 /// Does it; false when the server has ended the connection.

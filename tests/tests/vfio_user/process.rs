@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes on a loaded machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Builds a program as the tests were built, once. Cargo gives a test only the binaries of its own package.
 fn built(package: &str, program: &str) -> PathBuf {
@@ -93,7 +93,7 @@ impl Simulator {
         let start = Instant::now();
         loop {
             match VfioUser::connect(self.socket(), VfioUserConfig::default()) {
-                Err(BusError::Gone(_)) if start.elapsed() < Duration::from_secs(10) => {
+                Err(BusError::Gone(_)) if start.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 connected => break connected.unwrap(),

@@ -253,7 +253,7 @@ fn a_live_run_ends_with_its_time_and_with_its_nic() {
 #[test]
 fn a_live_run_ends_though_packets_keep_coming() {
     let mut sim = Simulator::start(&[]);
-    for (seconds, signal) in [("0.3", None), ("600", Some("-INT"))] {
+    for (seconds, signal) in [("1.5", None), ("600", Some("-INT"))] {
         let mut live = live(&sim, seconds);
         let start = Instant::now();
         let mut told = signal.is_none();

@@ -60,7 +60,7 @@ removed() {
     until grep -qE 'HOLDING|ready, serving' /tmp/hold; do usleep 20000; kill -0 $holder; done
     says "being driven by a process" flowlift nic unbind "$nic"
     # The kernel waits in this write until the holder has let go.
-    timeout 10 sh -c "echo 1 >/sys/bus/pci/devices/$nic/remove"
+    timeout 60 sh -c "echo 1 >/sys/bus/pci/devices/$nic/remove"
     wait $holder
     cat /tmp/hold
     test ! -e "/sys/bus/pci/devices/$nic"

@@ -14,7 +14,7 @@ fn pair() -> (Endpoint, Endpoint) {
 }
 
 fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(2)
+    Instant::now() + Duration::from_secs(60)
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn waiting_ends_at_the_deadline() {
     let block = vec![0; MAX_DATA as usize];
     let refused = (0..64).find_map(|_| a.send(Header::default(), &[&block], &[], deadline).err());
     assert!(matches!(refused, Some(ProtocolError::Timeout)), "{refused:?}");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

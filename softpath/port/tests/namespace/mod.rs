@@ -2,6 +2,7 @@
 
 use std::any::type_name;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Set in the program that is a test's child.
 const INSIDE: &str = "FLOWLIFT_INSIDE_NAMESPACE";
@@ -31,4 +32,25 @@ pub(crate) fn in_a_namespace<T: Fn()>(test: T) {
 pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip (iproute2) is needed");
     assert!(status.success(), "ip {arguments}");
+}
+
+/// Sets devices up, and waits until they send: the kernel begins with that a moment after it gave them a carrier, and drops what
+/// is sent before.
+#[allow(dead_code)] // As above.
+pub(crate) fn up(devices: &[&str]) {
+    let set = |device: &&str| ip(&format!("link set {device} up"));
+    devices.iter().for_each(set);
+    let start = Instant::now();
+    let sends = |device: &&str| {
+        let shown = Command::new("ip").args(["-o", "link", "show", device]).output().unwrap();
+        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+        // A TAP device says UNKNOWN.
+        text.contains("state UP") || text.contains("state UNKNOWN")
+    };
+    while !devices.iter().all(sends) {
+        assert!(start.elapsed() < Duration::from_secs(60), "{devices:?} do not come up");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Done only when the kernel is done with whatever it does to a link.
+    devices.iter().for_each(set);
 }
