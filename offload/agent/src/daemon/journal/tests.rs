@@ -195,7 +195,7 @@ impl Told {
 
     /// Answers what is asked until the journal has everything, a few flows at a time.
     fn until_saved(&self, journal: &Journal) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while !journal.status().saved {
             assert!(Instant::now() < deadline, "{:?}", journal.status());
             let Ok(from) = self.asked.recv_timeout(Duration::from_millis(20)) else { continue };
@@ -258,10 +258,13 @@ fn a_full_disk_is_told_and_nothing_is_missing_when_there_is_room_again() {
     let journal = Journal::start(&path, OWNER, ask).unwrap();
     journal.publish();
     fs::write(path.with_extension("other"), vec![1; 240 << 10]).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while journal.status().saved {
         assert!(Instant::now() < deadline, "it never filled");
-        plane.flows.iter().for_each(|(id, flow)| journal.put(DP, *id, flow));
+        // No more than the thread takes: it is the disk that is to be full, not the memory for what waits.
+        if journal.status().waiting_bytes == 0 {
+            plane.flows.iter().for_each(|(id, flow)| journal.put(DP, *id, flow));
+        }
         sleep(Duration::from_millis(1));
     }
     let trouble = journal.status().trouble.unwrap();
