@@ -41,7 +41,8 @@ fn frames_cross_a_veth_pair_with_their_tags() {
     in_a_namespace(|| {
         ip("link add v0 type veth peer name v1");
         // The kernel's own frames would come in between.
-        ["v0", "v1"].map(|device| ip(&format!("link set {device} addrgenmode none")));
+        ip("link set v0 addrgenmode none");
+        ip("link set v1 addrgenmode none");
         up(&["v0", "v1"]);
         let (mut a, mut b) = (PacketPort::open("v0").unwrap(), PacketPort::open("v1").unwrap());
         let tags: [&[u8]; 4] = [
