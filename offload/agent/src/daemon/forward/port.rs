@@ -23,7 +23,7 @@ impl DevicePort {
         match self {
             Self::Netdev(port) => Outlet::Host(Box::new(port.sender())),
             Self::Internal(port) => Outlet::Host(Box::new(port.sender())),
-            Self::Tunnel(port) => Outlet::Tunnel(port.outlet()),
+            Self::Tunnel(port) => Outlet::Tunnel(Box::new(port.outlet())),
         }
     }
 

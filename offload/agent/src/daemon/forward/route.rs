@@ -22,7 +22,7 @@ pub enum Outlet {
     /// A device of the host.
     Host(Box<dyn FrameSink + Send>),
     /// A tunnel.
-    Tunnel(TunnelOutlet),
+    Tunnel(Box<TunnelOutlet>),
     /// A port of the NIC.
     Nic(NicPort),
 }
