@@ -4,12 +4,10 @@ The hosts are network namespaces with real stacks, each with one end of a veth p
 Run it in network, mount and process namespaces of its own: what is started here ends with them.
 """
 import ctypes
-import errno
 import json
 import os
 import pathlib
 import re
-import select
 import socket
 import struct
 import subprocess
@@ -26,8 +24,6 @@ NOBODY = bytes.fromhex("020000000099")
 SENDER = bytes.fromhex("020000000001")
 FRAME = 60
 NUMBER = struct.Struct("!Q")
-UDP = struct.Struct("!4HQ")  # Its header, and the number.
-PADDING = bytes(FRAME - 50)
 AT_NUMBER = 42
 WIRES = [argument for name, n in HOSTS.items() for argument in ("--wire", f"p{n - 1}=packet:v{n}")]
 # By name: the datapath_type of the bridge, and the daemon's NIC if the datapath is flowlift.
@@ -212,53 +208,6 @@ class Lab(ovs.Switch):
         return sum(int(n) for n in re.findall(r"\(keys (\d+)\)", self.appctl("upcall/show")))
 
 
-class Iovec(ctypes.Structure):
-    """`struct iovec`."""
-    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
-
-
-class Header(ctypes.Structure):
-    """`struct msghdr`."""
-    _fields_ = [("name", ctypes.c_void_p), ("name_len", ctypes.c_uint), ("parts", ctypes.POINTER(Iovec)), ("count", ctypes.c_size_t),
-                ("control", ctypes.c_void_p), ("control_len", ctypes.c_size_t), ("flags", ctypes.c_int)]
-
-
-class Message(ctypes.Structure):
-    """`struct mmsghdr`."""
-    _fields_ = [("header", Header), ("len", ctypes.c_uint)]
-
-
-class Burst:
-    """Frames that leave or come by one system call: whoever measures a switch on its own cores takes as little of them as may be."""
-
-    def __init__(self, size, room):
-        self.libc = ctypes.CDLL(None, use_errno=True)
-        self.size, self.room = size, room
-        self.bytes = bytearray(size * room)
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self.bytes))
-        self.parts = (Iovec * size)(*(Iovec(base + n * room, room) for n in range(size)))
-        self.messages = (Message * size)()
-        for message, part in zip(self.messages, self.parts):
-            message.header.parts, message.header.count = ctypes.pointer(part), 1
-
-    def call(self, function, *arguments):
-        done = function(*arguments)
-        if done >= 0:
-            return done
-        error = ctypes.get_errno()
-        if error in (errno.EAGAIN, errno.ENOBUFS, errno.EINTR):
-            return 0
-        raise OSError(error, os.strerror(error))
-
-    def send(self, sock, count):
-        """Sends the first frames; how many went."""
-        return self.call(self.libc.sendmmsg, sock.fileno(), self.messages, count, 0)
-
-    def receive(self, sock):
-        """Receives what is there; how many frames."""
-        return self.call(self.libc.recvmmsg, sock.fileno(), self.messages, self.size, socket.MSG_DONTWAIT, None)
-
-
 class Tuples:
     """Packets of always new five-tuples from host a, which host b sees arrive."""
 
@@ -288,16 +237,12 @@ class Tuples:
             self.headers[high] = NOBODY + SENDER + struct.pack("!H", ETH_P_IP) + bytes(ipv4)
         return self.headers[high]
 
-    def next_frame(self):
-        """The first packet of the next five-tuple, and its number."""
+    def send(self):
+        """The first packet of the next five-tuple; its number."""
         n = self.next
         self.next += 1
-        return self.header(n >> 16) + UDP.pack(n & 0xFFFF, 2000, FRAME - 34, 0, n) + PADDING, n
-
-    def send(self):
-        """Sends the first packet of the next five-tuple; its number."""
-        frame, n = self.next_frame()
-        self.sender.send(frame)
+        udp = struct.pack("!4HQ", n & 0xFFFF, 2000, FRAME - 34, 0, n)
+        self.sender.send(self.header(n >> 16) + udp + bytes(FRAME - 50))
         return n
 
     @staticmethod
@@ -331,24 +276,20 @@ class Tuples:
 
     def set_up(self, count, window=64):
         """Sends the first packets of `count` five-tuples, `window` of them under way at a time; seconds and how many arrived."""
-        out, back = Burst(window, FRAME), Burst(window, 128)
         start = last = time.monotonic()
         sent = arrived = lost = silences = 0
         while arrived + lost < count and silences < 10:
-            room = max(0, min(count - sent, window - (sent - arrived - lost)))
-            for n in range(room):
-                out.bytes[n * FRAME:(n + 1) * FRAME], _ = self.next_frame()
-            if room and out.send(self.sender, room) < room:
-                raise ovs.Failed("the sender's device takes no more")
-            sent += room
+            while sent < count and sent - arrived - lost < window:
+                self.send()
+                sent += 1
             # All that are there; the first of them is waited for.
-            if not select.select([self.receiver], [], [], 0.2)[0]:
+            got = self.receive(0.2)
+            if got is None:
                 lost, silences = sent - arrived, silences + 1
                 continue
-            got = back.receive(self.receiver)
-            for n in range(got):
-                at = n * back.room
-                arrived += back.messages[n].len == FRAME and back.bytes[at:at + 6] == NOBODY
+            while got is not None:
+                arrived += 1
+                got = self.receive(0)
             last = time.monotonic()
         return last - start, arrived
 

@@ -21,9 +21,6 @@ const BUFFER: usize = 2048;
 const ALIGN: u64 = 64;
 /// Shortest frame that can be sent: an Ethernet header.
 const FRAME_MIN: usize = 14;
-/// The share of all buffers, one of so many, that is kept back until the device is told of them together: a doorbell may wake a
-/// device that has nothing to do yet. With the rest it takes any frame ([`RxQueue::elements_for`]).
-const KEPT_BACK: u32 = 4;
 
 /// Receive half of a slow queue.
 pub(crate) struct RxQueue {
@@ -68,10 +65,10 @@ impl RxQueue {
         self.completions.head
     }
 
-    /// Posts every buffer that is free, once there are several.
+    /// Posts every buffer that is free.
     pub(crate) fn post(&mut self, regs: &Regs, queue: u32) -> Result<(), NicError> {
         let all = self.completions.head.wrapping_add(self.completions.elements);
-        if all.wrapping_sub(self.posted) >= self.completions.elements / KEPT_BACK {
+        if self.posted != all {
             self.posted = all;
             regs.ring(DB_RX_TAIL.of(queue), all)?;
         }

@@ -45,8 +45,6 @@ impl Bell {
             if mem.load_u32(at, Ordering::Relaxed)? == 0 {
                 return Ok(());
             }
-            // One ring wakes it; it says so when it sleeps again.
-            mem.store_u32(at, 0, Ordering::Relaxed)?;
         }
         // A full counter wakes as well.
         let _ = nix::unistd::write(&self.fd, &1u64.to_ne_bytes());

@@ -563,9 +563,6 @@ pub trait Backend {
     /// [`Refusal::Inexpressible`]; [`Refusal::NoVport`] if neither the port in the metadata nor the local port is there.
     /// A packet that is then lost on its way is counted, not an error.
     fn execute(&mut self, dp: DpIndex, execute: Execute<'_>) -> Result<(), Refusal>;
-    /// A datagram's requests are handled, and nothing but its marker is left to send. Of what was kept to be done together, what
-    /// somebody waits for and takes less time than waking the client is done now.
-    fn hasten(&mut self) {}
     /// A datagram's requests are answered. What their sender need not wait for and what is better done together was kept, and is
     /// done now.
     fn settle(&mut self) {}

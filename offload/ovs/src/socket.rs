@@ -11,7 +11,7 @@ use crate::audience::Audience;
 use crate::backend::{Backend, DpIndex, Refusal};
 use crate::marker;
 use crate::server::{Counters, DumpState, Peer, Reply, Server, To};
-use crate::uapi::{FLOW, Group};
+use crate::uapi::FLOW;
 use flowlift_flow::PortNo;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -259,9 +259,6 @@ struct Outbox {
     gone: Vec<u32>,
     /// Who hears of flows.
     audience: Audience,
-    /// Multicasts about the datagram that is being handled: nobody waits for them, as clients do for their answers, and hosts for the
-    /// packets that come with their flows.
-    multicasts: Vec<(Group, Vec<u8>)>,
     now: Instant,
     counters: EndpointCounters,
 }
@@ -276,15 +273,12 @@ impl Outbox {
         let (port_id, to) = match reply.to {
             To::Unicast(port_id) => (port_id, reply.to),
             To::Both(port_id, group) if self.backlogs.contains_key(&port_id) => {
-                self.multicasts.push((group, reply.bytes.to_vec()));
+                // Its turn is later; the others get theirs now.
+                self.send_now(To::Multicast(group), reply.bytes);
                 (port_id, To::Unicast(port_id))
             }
-            To::Both(port_id, _) => {
-                // Whoever hears of both hears of what came before first.
-                self.multicast();
-                (port_id, reply.to)
-            }
-            To::Multicast(group) => return self.multicasts.push((group, reply.bytes.to_vec())),
+            To::Both(port_id, _) => (port_id, reply.to),
+            To::Multicast(_) => return self.send_now(reply.to, reply.bytes),
         };
         if self.backlogs.contains_key(&port_id) {
             return self.keep(port_id, reply.bytes);
@@ -297,12 +291,10 @@ impl Outbox {
         }
     }
 
-    /// Sends the multicasts, which have no receiver to wait for.
-    fn multicast(&mut self) {
-        for (group, bytes) in self.multicasts.drain(..) {
-            if self.sender.send(To::Multicast(group), &[&bytes]).is_err() {
-                self.counters.send_errors += 1;
-            }
+    /// A multicast has no receiver to wait for.
+    fn send_now(&mut self, to: To, bytes: &[u8]) {
+        if self.sender.send(to, &[bytes]).is_err() {
+            self.counters.send_errors += 1;
         }
     }
 
@@ -401,7 +393,6 @@ impl Endpoint {
             backlog_bytes: 0,
             gone: Vec::new(),
             audience: Audience::new(Instant::now()),
-            multicasts: Vec::new(),
             now: Instant::now(),
             counters: EndpointCounters::default(),
         };
@@ -434,7 +425,6 @@ impl Endpoint {
                     let datagram = buffer.get(..length).unwrap_or_default();
                     server.set_flows_heard(outbox.audience.is_there(now));
                     server.handle(peer, datagram, backend, &mut |reply| outbox.send(reply));
-                    outbox.multicast();
                 }
             }
             if taken == BATCH {
@@ -467,9 +457,7 @@ impl Endpoint {
         port: PortNo,
     ) -> Result<(), Refusal> {
         let Self { server, outbox, .. } = self;
-        let removed = server.remove_vport(dp, port, backend, &mut |reply| outbox.send(reply));
-        outbox.multicast();
-        removed
+        server.remove_vport(dp, port, backend, &mut |reply| outbox.send(reply))
     }
 
     /// Sends some of a client's dump; true if it would take more now.

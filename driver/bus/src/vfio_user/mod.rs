@@ -284,8 +284,8 @@ pub struct RegionIoFds {
 
 impl RegionIoFds {
     /// An addition of this project's, asked for by the client and granted in the answer: an eventfd need be written only while
-    /// the last 4 bytes of the region's memory are not 0, which the server sees to before it sleeps, and which the client may set
-    /// to 0 before it writes. A server that does not know it refuses, and is asked again without.
+    /// the last 4 bytes of the region's memory are not 0, which the server sees to before it sleeps. A server that does not know
+    /// it refuses, and is asked again without.
     pub const WHILE_ASLEEP: u32 = 1 << 31;
     /// Length of the word in bytes.
     pub const ASLEEP_LEN: u64 = 4;

@@ -17,7 +17,6 @@ pub mod forward;
 pub mod journal;
 pub mod keeper;
 pub mod mailbox;
-mod near;
 mod nic_ports;
 pub mod plane;
 mod representor;
@@ -108,14 +107,11 @@ pub fn run(args: &DaemonArgs) -> Result<()> {
 
     let (to_forwarder, forwarder_inbox) = mailbox::<Forwarder>()?;
     let (to_serve, serve_inbox) = mailbox::<Serve>()?;
-    let tell = {
-        let (for_lost, for_asked) = (to_serve.clone(), to_serve.clone());
-        forward::Tell {
-            lost: Box::new(move |dp, port| for_lost.send(move |serve| serve.device_lost(dp, port))),
-            asked: Box::new(move || for_asked.send(Serve::expect_request)),
-        }
+    let lost = {
+        let to_serve = to_serve.clone();
+        Box::new(move |dp, port| to_serve.send(move |serve: &mut Serve| serve.device_lost(dp, port)))
     };
-    let mut forwarder = Forwarder::new(nic.map(NicSide::new), Upcalls::new(socket.sender()), tell)?;
+    let mut forwarder = Forwarder::new(nic.map(NicSide::new), Upcalls::new(socket.sender()), lost)?;
     let mut represented = Vec::new();
     for (of, device) in representors {
         forwarder.add_representor(Representor::new(of.port, device))?;

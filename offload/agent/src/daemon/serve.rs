@@ -1,7 +1,6 @@
 //! The thread that answers Open vSwitch: the Netlink endpoints, the control plane, and the host's devices.
 
 use super::mailbox::Inbox;
-use super::near::Near;
 use super::plane::Plane;
 use flowlift_flow::PortNo;
 use flowlift_ovs::backend::DpIndex;
@@ -26,15 +25,13 @@ pub struct Serve {
     devices: Endpoint,
     plane: Plane,
     watcher: LinkWatcher,
-    /// A lone first packet's flow.
-    request: Near,
     running: bool,
 }
 
 impl Serve {
     /// Ready to serve; `devices` is the endpoint of NETLINK_ROUTE.
     pub fn new(endpoint: Endpoint, devices: Endpoint, plane: Plane, watcher: LinkWatcher) -> Self {
-        Self { endpoint, devices, plane, watcher, request: Near::default(), running: true }
+        Self { endpoint, devices, plane, watcher, running: true }
     }
 
     /// The control plane.
@@ -50,11 +47,6 @@ impl Serve {
     /// Has [`Self::run`] return.
     pub fn stop(&mut self) {
         self.running = false;
-    }
-
-    /// A packet was sent to the user whose answer nothing else delays.
-    pub fn expect_request(&mut self) {
-        self.request.begin();
     }
 
     /// Serves until it is told to stop.
@@ -77,7 +69,6 @@ impl Serve {
                 device_requests = self.devices.pump(&mut self.plane, now)?;
             }
             if readable.contains(&REQUESTS) || requests != Next::Readable {
-                self.request.end();
                 requests = self.endpoint.pump(&mut self.plane, now)?;
             }
             // Requests go first: whoever asked before a device went is answered before its port is gone. ovs-vswitchd would find a port
@@ -91,9 +82,7 @@ impl Serve {
                 self.follow_devices();
             }
             self.plane.end_turn();
-            let is_near = self.request.is_near();
             let timeout = match device_requests.min(requests) {
-                _ if is_near => EpollTimeout::ZERO,
                 Next::Now => EpollTimeout::ZERO,
                 // Rounded up, or the last part of a millisecond would be spent in turns.
                 Next::Within(time) => {
@@ -106,9 +95,6 @@ impl Serve {
                 Err(Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
             };
-            if is_near && count == 0 {
-                self.request.give_way();
-            }
             readable.clear();
             readable.extend(events.iter().take(count).map(EpollEvent::data));
         }

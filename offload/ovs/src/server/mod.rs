@@ -188,7 +188,6 @@ impl Server {
             put_ack(&mut self.buffer, header, message, peer.port_id, failure.as_ref());
             out(Reply { to: To::Unicast(peer.port_id), bytes: &self.buffer });
         }
-        backend.hasten();
         match (cookie, self.dumps.get_mut(&peer.port_id)) {
             (Some(cookie), Some(dump)) if dump_begun => dump.markers = vec![cookie],
             (Some(cookie), Some(dump)) if dump.markers.len() < MARKERS_MAX => dump.markers.push(cookie),

@@ -25,7 +25,6 @@ pub use tunnel::{TunnelInlet, TunnelOutlet};
 pub use upcall::{Targets, Upcalls};
 
 use super::mailbox::Inbox;
-use super::near::{Lone, Near};
 use flowlift_driver::nic::{NicPort, PortCounters};
 use flowlift_flow::{Metadata, PortNo};
 use flowlift_ovs::backend::DpIndex;
@@ -103,14 +102,6 @@ struct Inlet {
     source: DevicePort,
 }
 
-/// What others hear of the forwarder; neither waits.
-pub struct Tell {
-    /// A port's device is gone.
-    pub lost: Box<dyn Fn(DpIndex, PortNo) + Send>,
-    /// The upcall of a lone first packet was sent, whose answer is near.
-    pub asked: Box<dyn Fn() + Send>,
-}
-
 /// See the module's head.
 pub struct Forwarder {
     epoll: Epoll,
@@ -119,20 +110,22 @@ pub struct Forwarder {
     nic: Option<NicSide>,
     exits: Exits,
     burst: Burst,
-    tell: Tell,
-    upcalls_sent: Lone,
-    /// A lone first packet, back from the user to leave by a port of the NIC.
-    packet: Near,
+    /// Hears of ports whose device is gone.
+    lost: Box<dyn Fn(DpIndex, PortNo) + Send>,
     begun: bool,
     running: bool,
 }
 
 impl Forwarder {
-    /// Without ports and datapaths.
+    /// Without ports and datapaths. `lost` hears of ports whose device is gone; it does not wait.
     ///
     /// # Errors
     /// The system gives no epoll descriptor.
-    pub fn new(nic: Option<NicSide>, upcalls: Upcalls, tell: Tell) -> nix::Result<Self> {
+    pub fn new(
+        nic: Option<NicSide>,
+        upcalls: Upcalls,
+        lost: Box<dyn Fn(DpIndex, PortNo) + Send>,
+    ) -> nix::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         if let Some(interrupt) = nic.as_ref().and_then(|nic| nic.driver().interrupt()) {
             epoll.add(interrupt, EpollEvent::new(EpollFlags::EPOLLIN, INTERRUPT))?;
@@ -144,9 +137,7 @@ impl Forwarder {
             nic,
             exits: Exits::new(upcalls),
             burst: Burst::new(),
-            tell,
-            upcalls_sent: Lone::new(Instant::now()),
-            packet: Near::default(),
+            lost,
             begun: false,
             running: true,
         })
@@ -173,14 +164,8 @@ impl Forwarder {
             let mut packets = self.nic_turn();
             let worked = jobs + packets > 0;
             let sent_all = self.exits.upcalls.flush();
-            if self.upcalls_sent.are_new(self.exits.upcalls.sent()) {
-                (self.tell.asked)();
-                if self.nic.is_some() {
-                    self.packet.begin();
-                }
-            }
             let nic_busy = self.nic.as_ref().is_some_and(NicSide::is_busy) || !self.exits.nic.is_empty();
-            let timeout = if worked || self.packet.is_near() || last_burst.elapsed() < SPIN {
+            let timeout = if worked || last_burst.elapsed() < SPIN {
                 EpollTimeout::ZERO
             } else if nic_busy || !sent_all {
                 NAP_MS.into()
@@ -207,7 +192,7 @@ impl Forwarder {
                 last_burst = Instant::now();
             } else if !worked && timeout == EpollTimeout::ZERO {
                 // Whoever is to answer may have nowhere else to run.
-                self.packet.give_way();
+                std::thread::yield_now();
             }
         }
         Ok(())
@@ -423,7 +408,6 @@ impl Forwarder {
 
     /// Does actions to a packet from the user.
     pub fn execute(&mut self, dp: DpIndex, mut given: GivenPacket) {
-        self.packet.end();
         let Some(lane) = self.lanes.get_mut(&dp) else { return };
         let Lane { worker, outlets, .. } = lane;
         self.exits.upcalls.set_asker(given.upcall_pid);
@@ -435,7 +419,7 @@ impl Forwarder {
 
     /// Takes a burst from a port; how many packets it was.
     fn receive(&mut self, n: usize) -> usize {
-        let Self { inlets, lanes, exits, burst, epoll, tell, .. } = self;
+        let Self { inlets, lanes, exits, burst, epoll, lost, .. } = self;
         let Some(Some(inlet)) = inlets.get_mut(n) else { return 0 };
         let (dp, port) = (inlet.dp, inlet.port);
         let Some(lane) = lanes.get_mut(&dp) else { return 0 };
@@ -462,7 +446,7 @@ impl Forwarder {
                 // It stays readable for ever. Whoever watches the host's devices takes the port away; a device that went in
                 // another namespace nobody watches.
                 let _ = epoll.delete(inlet.source.as_fd());
-                (tell.lost)(dp, port);
+                lost(dp, port);
                 0
             }
             Err(error) => {

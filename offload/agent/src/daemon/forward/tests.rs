@@ -33,8 +33,8 @@ impl Bench {
         let base = 0x4000_0000 + std::process::id() * 16;
         let socket = (base..base + 16).find_map(|id| Socket::bind(id).ok()).expect("a Netlink socket");
         let nic = NicSide::new(Box::new(nic));
-        let tell = Tell { lost: Box::new(|_, _| {}), asked: Box::new(|| {}) };
-        let mut forwarder = Forwarder::new(Some(nic), Upcalls::new(socket.sender()), tell).unwrap();
+        let mut forwarder =
+            Forwarder::new(Some(nic), Upcalls::new(socket.sender()), Box::new(|_, _| {})).unwrap();
         let mut tables = BTreeMap::new();
         for dp in [ONE, TWO] {
             let table = Datapath::new(Config { max_flows: 64, ..Config::default() });

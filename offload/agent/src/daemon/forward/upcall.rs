@@ -53,7 +53,6 @@ pub struct Upcalls {
     /// Ports with waiting upcalls, in the order of their turns.
     turns: VecDeque<(DpIndex, PortNo)>,
     spare: Vec<Vec<u8>>,
-    sent: u64,
     /// Upcalls of each datapath that were queued, and lost afterwards.
     lost_later: BTreeMap<DpIndex, u64>,
 }
@@ -68,7 +67,6 @@ impl Upcalls {
             queues: BTreeMap::new(),
             turns: VecDeque::new(),
             spare: Vec::new(),
-            sent: 0,
             lost_later: BTreeMap::new(),
         }
     }
@@ -165,11 +163,6 @@ impl Upcalls {
         true
     }
 
-    /// Upcalls sent so far, of all ports.
-    pub fn sent(&self) -> u64 {
-        self.sent
-    }
-
     /// Upcalls that wait to be sent.
     pub fn waiting(&self) -> usize {
         self.turns.iter().filter_map(|port| self.queues.get(port)).map(|queue| queue.waiting.len()).sum()
@@ -186,7 +179,6 @@ impl Upcalls {
     fn send_some(&mut self, full: &mut Vec<u32>) -> bool {
         let (ports, mut batch) = self.gather(full);
         let (sent, result) = self.sender.send_many(&batch);
-        self.sent += sent as u64;
         for port in ports.iter().take(sent) {
             self.queues.entry(*port).or_default().sent += 1;
         }

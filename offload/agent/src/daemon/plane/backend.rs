@@ -266,10 +266,6 @@ impl Backend for Plane {
         Ok(())
     }
 
-    fn hasten(&mut self) {
-        self.direct.get_mut().flush_few();
-    }
-
     fn settle(&mut self) {
         // Packets first: somebody waits for them.
         self.direct.get_mut().flush();

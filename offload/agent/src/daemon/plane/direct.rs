@@ -12,9 +12,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Packets that are sent before the client is woken: to send one takes less time than that, and its receiver waits.
-const FEW: usize = 2;
-
 /// A way out by a device of the host.
 pub(super) type Sender = Box<dyn FrameSink + Send>;
 
@@ -24,8 +21,6 @@ pub(super) struct Direct {
     senders: BTreeMap<(DpIndex, PortNo), Sender>,
     /// Ports whose sender keeps frames to send many together.
     unflushed: Vec<(DpIndex, PortNo)>,
-    /// How many frames these keep at most.
-    kept: usize,
     /// Packets that the forwarder has not done yet.
     given: Arc<AtomicUsize>,
 }
@@ -56,7 +51,6 @@ impl Direct {
         let Some(sender) = self.senders.get_mut(&(dp, port)) else { return false };
         // The port has counted what it did not take.
         drop(sender.send(Frame::new(packet)));
-        self.kept += 1;
         if self.unflushed.last() != Some(&(dp, port)) {
             self.unflushed.push((dp, port));
         }
@@ -70,16 +64,8 @@ impl Direct {
         Given(Arc::clone(&self.given))
     }
 
-    /// As [`Self::flush`], if it is soon done.
-    pub(super) fn flush_few(&mut self) {
-        if self.kept <= FEW {
-            self.flush();
-        }
-    }
-
     /// Sends what senders keep.
     pub(super) fn flush(&mut self) {
-        self.kept = 0;
         for port in self.unflushed.drain(..) {
             if let Some(sender) = self.senders.get_mut(&port) {
                 // As above.
